@@ -1,0 +1,63 @@
+"""
+Durations as Go writes them, and sizes in bytes.
+
+The grammar of a duration is that of Go's ``time.ParseDuration``, which Ollama uses for ``keep_alive``:
+a sign, then numbers each with a unit (``ns us µs ms s m h``), such as ``1h30m`` or ``1.5s``.
+"""
+
+import re
+
+_UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+_UNIT_BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SIZE = re.compile(r"(\d+)\s?(B|KiB|MiB|GiB|TiB|)", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """
+    Seconds in a Go duration; ``0`` needs no unit.
+
+    Raises ValueError, whose text says what is allowed, for anything else.
+    """
+    sign, rest = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
+    if rest == "0":
+        return 0.0
+    seconds, at = 0.0, 0
+    while match := _PART.match(rest, at):
+        seconds += float(match[1]) * _UNIT_SECONDS[match[2]]
+        at = match.end()
+    if at == 0 or at != len(rest):
+        raise ValueError("a duration is written as in 250ms, 30s or 1h30m")
+    return sign * seconds
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest Go spelling of a number of seconds: ``90`` is ``1m30s``, ``0.25`` is ``250ms``."""
+    if seconds <= 0:
+        return "0s"
+    if seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    hours, rest = divmod(seconds, 3600)
+    minutes, rest = divmod(rest, 60)
+    parts = ((f"{hours:.0f}h", hours), (f"{minutes:.0f}m", minutes), (f"{rest:g}s", rest))
+    return "".join(text for text, amount in parts if amount)
+
+
+def parse_size(text: str) -> int:
+    """
+    Bytes in ``4096``, ``64KiB``, ``8MiB`` or ``2GiB``.
+
+    Raises ValueError, whose text says what is allowed, for anything else.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError("a size is a number of bytes, or written as in 64KiB, 8MiB or 2GiB")
+    return int(match[1]) * _UNIT_BYTES[match[2]]
+
+
+def format_size(size_bytes: int) -> str:
+    """The shortest exact spelling of a number of bytes: ``8388608`` is ``8MiB``."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size_bytes and size_bytes % _UNIT_BYTES[unit] == 0:
+            return f"{size_bytes // _UNIT_BYTES[unit]}{unit}"
+    return str(size_bytes)

@@ -1,0 +1,309 @@
+"""
+What can be set, from ``FOREMAN_*`` environment variables and nowhere else.
+
+Every entry here stands in ``.env.example`` and in ``docs/reference/settings.md``; a test compares the three.
+"""
+
+import base64
+import binascii
+import difflib
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import attrs
+import environ
+from environ.exceptions import MissingEnvValueError
+
+from foreman.quantities import parse_duration, parse_size
+
+PREFIX = "FOREMAN"
+EMBEDDED_URL = "embedded:"
+_ENDPOINT = re.compile(r"[A-Za-z][A-Za-z0-9_]*:.+", re.ASCII)
+_HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>\d+)", re.ASCII)
+
+
+class SettingsError(Exception):
+    """
+    One or more variables are wrong.
+
+    `complaints` maps each variable's name to a sentence; `settings` holds the defaults in the place of
+    what was wrong, so that a start can go on to find what else is wrong.
+    """
+
+    def __init__(self, complaints: Mapping[str, str], settings: "Settings") -> None:
+        super().__init__("\n".join(complaints.values()))
+        self.complaints = complaints
+        self.settings = settings
+
+
+class _BadValueError(Exception):
+    """A converter refused the value of one variable."""
+
+    def __init__(self, variable: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.variable = variable
+
+
+def _var(
+    name: str, default: str | None, parse: Callable[[str], Any], help_text: str, *, secret: bool = False
+) -> Any:
+    """
+    One variable, required when its default is None.
+
+    `parse` gets its text, and raises ValueError with what is allowed.
+    """
+    variable = f"{PREFIX}_{name}"
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as why:
+            # A URL with a user's part is refused, and may hold a password.
+            hidden = secret or "@" in text
+            shown = "has a value that cannot be used" if hidden else f"is {text!r}"
+            raise _BadValueError(variable, f"{variable} {shown}: {why}.") from None
+
+    if default is None:
+        return environ.var(converter=convert, name=variable, help=help_text)
+    return environ.var(default, converter=convert, name=variable, help=help_text)
+
+
+def _duration(minimum: float = 0.001) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        seconds = parse_duration(text)
+        if seconds < minimum:
+            raise ValueError("it must not be negative" if minimum == 0 else "it must be more than zero")
+        return seconds
+
+    return parse
+
+
+def _size(text: str) -> int:
+    size_bytes = parse_size(text)
+    if size_bytes == 0:
+        raise ValueError("it must be more than zero")
+    return size_bytes
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError("a share is a number from 0 to 1")
+    return share
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _token(text: str) -> str:
+    if not all("!" <= letter <= "~" for letter in text):
+        raise ValueError("a token is made of visible ASCII characters, without spaces")
+    return text
+
+
+def _webhook_secret(text: str) -> str:
+    if text.startswith("whsec_"):
+        try:
+            base64.b64decode(text.removeprefix("whsec_"), validate=True)
+        except binascii.Error:
+            raise ValueError("what follows whsec_ must be base64") from None
+    return text
+
+
+def _target_url(text: str) -> str:
+    if text == EMBEDDED_URL:
+        return text
+    allowed = "the target is written as in http://127.0.0.1:11434, https://gpu.lan/ollama or embedded:"
+    try:
+        url = urlsplit(text)
+        port_ok = url.port != 0
+    except ValueError:
+        raise ValueError(allowed) from None
+    plain = not (url.query or url.fragment or url.username or url.password)
+    if url.scheme not in ("http", "https") or not url.hostname or not port_ok or not plain:
+        raise ValueError(allowed)
+    if not text.isascii() or any(letter.isspace() for letter in text):
+        raise ValueError(allowed)
+    return text.rstrip("/")
+
+
+def _endpoints(text: str) -> tuple[str, ...]:
+    """The Twisted endpoint strings to try in this order; the first that the machine has is used."""
+    allowed = "an address is :8080, 127.0.0.1:8080, [::1]:8080, or an endpoint string such as ssl:8443:…"
+    match = _HOST_PORT.fullmatch(text)
+    if match is None:
+        if _ENDPOINT.fullmatch(text):
+            return (text,)
+        raise ValueError(allowed)
+    port = int(match["port"])
+    if port > 65535:
+        raise ValueError("a port is a number from 0 to 65535")
+    host = match["v6"] if match["v6"] is not None else match["host"]
+    if not host:
+        # As in Go, no host means every address of both families; the second is for a machine without IPv6.
+        return (rf"tcp:{port}:interface=\:\:", f"tcp:{port}")
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        raise ValueError(allowed) from None
+    return (f"tcp:{port}:interface={str(address).replace(':', chr(92) + ':')}",)
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    return tuple(part for part in (piece.strip() for piece in text.split(",")) if part)
+
+
+@environ.config(prefix=PREFIX, frozen=True)
+class Settings:
+    """Every setting, parsed: durations in seconds, sizes in bytes."""
+
+    addr: tuple[str, ...] = _var("ADDR", ":8080", _endpoints, "Where foreman listens.")
+    ollama_url: str = _var(
+        "OLLAMA_URL",
+        None,
+        _target_url,
+        "The target: the one Ollama. `embedded:` starts the built-in one.",
+    )
+    ollama_token: str = _var(
+        "OLLAMA_TOKEN", "", _token, "Bearer token that foreman sends to the target.", secret=True
+    )
+    token: str = _var("TOKEN", "", _token, "Bearer token that callers must present.", secret=True)
+    embed_model: str = _var("EMBED_MODEL", "", _text, "Embedding model that is kept resident.")
+    db_path: str = _var(
+        "DB_PATH",
+        "foreman.db",
+        _text,
+        "SQLite database. Its lock stands beside it, and large request bodies while they are on their way.",
+    )
+    poll_interval: float = _var(
+        "POLL_INTERVAL", "30s", _duration(), "How often the target's models are read."
+    )
+    webhook_secret: str = _var(
+        "WEBHOOK_SECRET", "", _webhook_secret, "HMAC key that signs webhooks.", secret=True
+    )
+
+    origins: tuple[str, ...] = _var(
+        "ORIGINS",
+        "",
+        _origins,
+        "More browser origins that may call, with commas between; `*` stands for anything. "
+        "Ollama's own defaults (localhost, app://, …) always may.",
+    )
+    connect_timeout: float = _var(
+        "CONNECT_TIMEOUT", "5s", _duration(), "How long a connection to the target may take."
+    )
+    first_byte_timeout: float = _var(
+        "FIRST_BYTE_TIMEOUT",
+        "15m",
+        _duration(),
+        "How long a streamed answer may take to begin; loading a model counts.",
+    )
+    silence_timeout: float = _var(
+        "SILENCE_TIMEOUT", "5m", _duration(), "How long a streamed answer may be silent once it has begun."
+    )
+    run_timeout: float = _var(
+        "RUN_TIMEOUT", "1h", _duration(0), "How long one generation may take in all; `0` is without end."
+    )
+    target_wait: float = _var(
+        "TARGET_WAIT", "10s", _duration(0), "How long a caller waits for a target that cannot be reached."
+    )
+    poll_timeout: float = _var(
+        "POLL_TIMEOUT", "10s", _duration(), "How long one question of foreman's own to the target may take."
+    )
+    idle_timeout: float = _var(
+        "IDLE_TIMEOUT",
+        "60s",
+        _duration(),
+        "How long a caller may take to send a request's head, or be silent inside its body.",
+    )
+    stop_grace: float = _var(
+        "STOP_GRACE", "8s", _duration(0), "How long what runs may go on after SIGTERM or Ctrl-C."
+    )
+    body_limit: int = _var("BODY_LIMIT", "256MiB", _size, "Largest body of a native request, blobs excepted.")
+    disk_reserve: int = _var(
+        "DISK_RESERVE", "64MiB", _size, "Free disk that request bodies on their way never use."
+    )
+    relay_buffer: int = _var(
+        "RELAY_BUFFER", "8MiB", _size, "How far a caller may fall behind its generation before it is cut off."
+    )
+    interactive_max_wait: float = _var(
+        "INTERACTIVE_MAX_WAIT", "5s", _duration(0), "After this wait a line of native requests is overdue."
+    )
+    durable_max_wait: float = _var(
+        "DURABLE_MAX_WAIT", "1h", _duration(0), "After this wait a line of durable jobs is overdue."
+    )
+    interactive_visit: float = _var(
+        "INTERACTIVE_VISIT",
+        "30s",
+        _duration(0),
+        "How long one model keeps the turn while native requests for another are overdue.",
+    )
+    durable_visit: float = _var(
+        "DURABLE_VISIT",
+        "10m",
+        _duration(0),
+        "How long one model keeps the turn while durable jobs for another are overdue.",
+    )
+    interactive_share: float = _var(
+        "INTERACTIVE_SHARE",
+        "0.8",
+        _share,
+        "Share of busy time that native requests may take while durable jobs wait.",
+    )
+    embedded_models: str = _var(
+        "EMBEDDED_MODELS", "", _text, "Folder with *.gguf files that the embedded target offers as well."
+    )
+
+
+def variables() -> list[tuple[str, str | None, str]]:
+    """Name, default (None: required) and help of every variable, in the order of the reference."""
+    fields: tuple[attrs.Attribute[Any], ...] = attrs.fields(cast(type[attrs.AttrsInstance], Settings))
+    entries = [field.metadata["environ_config"] for field in fields]
+    return [
+        (entry.name, entry.default if isinstance(entry.default, str) else None, entry.help)
+        for entry in entries
+    ]
+
+
+def load(environment: Mapping[str, str]) -> Settings:
+    """
+    Read the settings; an empty value counts as not set.
+
+    Raises SettingsError with a sentence for every variable that is wrong or missing.
+    """
+    given = {name: text for name, text in environment.items() if text}
+    complaints: dict[str, str] = {}
+    while True:
+        try:
+            settings: Settings = environ.to_config(Settings, given)
+            break
+        except _BadValueError as bad:
+            complaints[bad.variable] = str(bad)
+            given.pop(bad.variable)
+        except MissingEnvValueError as missing:
+            (variable,) = missing.args
+            complaints.setdefault(
+                variable, f"{variable} is not set: name your Ollama, such as http://127.0.0.1:11434."
+            )
+            given[variable] = EMBEDDED_URL
+    if complaints:
+        raise SettingsError(complaints, settings)
+    return settings
+
+
+def unknown(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each ``FOREMAN_*`` variable that is no setting: most often a slip of the pen."""
+    names = [name for name, _, _ in variables()]
+    sentences = []
+    for given in sorted(environment):
+        if given.startswith(f"{PREFIX}_") and given not in names:
+            near = difflib.get_close_matches(given, names, n=1)
+            sentences.append(f"{given} is not a setting" + (f"; did you mean {near[0]}?" if near else "."))
+    return sentences

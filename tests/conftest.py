@@ -1,0 +1,38 @@
+"""What every test gets: nothing may be left behind."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+from twisted.logger import LogEvent, LogLevel, globalLogPublisher
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """
+    Fail a test that leaves a delayed call, an open socket or a logged error behind.
+
+    pytest-twisted has none of trial's nets: an unhandled failure in a Deferred passes unseen.
+    """
+    from twisted.internet import reactor  # late: pytest-twisted installs it
+
+    errors: list[str] = []
+
+    def watch(event: LogEvent) -> None:
+        if event.get("log_level") in (LogLevel.error, LogLevel.critical):
+            failure = event.get("log_failure")
+            errors.append(failure.getTraceback() if failure else str(event.get("log_format")))
+
+    before = {*reactor.getReaders(), *reactor.getWriters()}
+    globalLogPublisher.addObserver(watch)
+    yield
+    gc.collect()
+    globalLogPublisher.removeObserver(watch)
+    calls = [call for call in reactor.getDelayedCalls() if call.active()]
+    left = {*reactor.getReaders(), *reactor.getWriters()} - before - set(reactor._internalReaders)
+    for call in calls:
+        call.cancel()
+    if calls or left:
+        pytest.fail(f"reactor unclean: {calls!r} {left!r}")
+    if errors:
+        pytest.fail("errors were logged:\n" + "\n".join(errors))

@@ -1,0 +1,5 @@
+"""Tells twistd about foreman. Every twistd on the machine imports this file: nothing of ours is imported here."""
+
+from twisted.application.service import ServiceMaker
+
+foreman = ServiceMaker("foreman", "foreman.tap", "A queue and a relay in front of one Ollama", "foreman")
