@@ -1,0 +1,1 @@
+"""The one Ollama that foreman stands in front of."""

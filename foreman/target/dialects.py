@@ -1,0 +1,78 @@
+"""
+How an error is said on each family of paths, so that every client can read it.
+
+Shapes: Ollama's ``{"error": "…"}``, OpenAI's and Anthropic's error objects (`docs/reference/errors.md`).
+"""
+
+import json
+from enum import Enum
+
+
+class Dialect(Enum):
+    """The API family of a path."""
+
+    OLLAMA = "ollama"
+    OPENAI = "openai"
+    RESPONSES = "openai responses"
+    ANTHROPIC = "anthropic"
+
+
+_OPENAI_TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def of_path(path: bytes) -> Dialect:
+    """The dialect of a path; ``/`` and unknown paths speak Ollama's."""
+    if path.startswith(b"/v1/messages"):
+        return Dialect.ANTHROPIC
+    if path.startswith(b"/v1/responses"):
+        return Dialect.RESPONSES
+    return Dialect.OPENAI if path.startswith(b"/v1/") else Dialect.OLLAMA
+
+
+def _error_object(dialect: Dialect, status: int, code: str, sentence: str) -> dict[str, object]:
+    if dialect is Dialect.OLLAMA:
+        return {"error": sentence}
+    if dialect is Dialect.ANTHROPIC:
+        kind = _ANTHROPIC_TYPES.get(status, "api_error")
+        return {"type": "error", "error": {"type": kind, "message": sentence}}
+    kind = _OPENAI_TYPES.get(status, "api_error")
+    return {"error": {"message": sentence, "type": kind, "param": None, "code": code}}
+
+
+def error_body(dialect: Dialect, status: int, code: str, sentence: str) -> bytes:
+    """The whole body of an error answer; its Content-Type is ``application/json``."""
+    return json.dumps(_error_object(dialect, status, code, sentence)).encode()
+
+
+def last_words(
+    dialect: Dialect, content_type: bytes, status: int, code: str, sentence: str, *, after_newline: bool
+) -> bytes:
+    """
+    The error that ends a stream which has begun: an NDJSON line, or a server-sent event.
+
+    Empty when the answer is no stream: nothing that could be added would leave it readable.
+    `after_newline` is whether the last byte sent was a newline; a line cut in its middle is ended first.
+    """
+    kind = content_type.partition(b";")[0].strip().lower()
+    if kind == b"application/x-ndjson":
+        line = json.dumps({"error": sentence}).encode() + b"\n"
+        return line if after_newline else b"\n" + line
+    if kind != b"text/event-stream":
+        return b""
+    name = b""
+    event = _error_object(dialect, status, code, sentence)
+    if dialect is Dialect.RESPONSES:
+        name, event = b"event: error\n", {"type": "error", "code": code, "message": sentence, "param": None}
+    elif dialect is Dialect.ANTHROPIC:
+        name = b"event: error\n"
+    text = name + b"data: " + json.dumps(event).encode() + b"\n\n"
+    return text if after_newline else b"\n\n" + text

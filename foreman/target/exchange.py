@@ -1,0 +1,355 @@
+"""One answer on its way from the target to a client: its limits, its pace, and how it ends."""
+
+from collections.abc import Callable, Sequence
+from typing import BinaryIO, Protocol, cast
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.web.http import Request
+from zope.interface import implementer
+
+from foreman.errors import ForemanError, TargetTimeout
+from foreman.quantities import format_duration, format_size
+from foreman.target.connection import Connection
+from foreman.target.dialects import Dialect, last_words
+
+# RFC 9110 §7.6.1, and the Keep-Alive and Proxy-Connection of old.
+HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+_STREAMS = (b"application/x-ndjson", b"text/event-stream")
+# An answer that surely fits into the client's socket needs no back-pressure.
+_SMALL_ANSWER_BYTES = 64 * 1024
+
+
+def connection_tokens(values: Sequence[bytes]) -> frozenset[bytes]:
+    """The fields that ``Connection`` names: they too are between two hops only."""
+    return frozenset(token.strip().lower() for value in values for token in value.split(b","))
+
+
+class Grant(Protocol):
+    """What the relay tells the turn under which a request runs."""
+
+    @property
+    def settling(self) -> bool:
+        """The target may still be busy with a request that was aborted before its first byte."""
+
+    def first_byte(self) -> None:
+        """The target has begun to answer."""
+
+    def abort(self) -> None:
+        """The request was given up."""
+
+
+class Caller(Protocol):
+    """What a client's connection offers beyond twisted.web's own."""
+
+    def cut(self) -> None:
+        """Flush what was written, and close without ending the answer."""
+
+    def abort(self) -> None:
+        """Reset the connection; what was written and not yet taken is lost."""
+
+
+@frozen
+class Limits:
+    """
+    Seconds, and a size in bytes.
+
+    `first_byte` and `silence` are for answers that stream, and for those that do not hold the turn; `run` is
+    for whatever holds it (0: none); `buffer` is how far a client may fall behind its turn.
+    """
+
+    first_byte: float
+    silence: float
+    run: float
+    buffer: int
+
+
+@frozen
+class Task:
+    """
+    How to treat one request.
+
+    `streams` is whether the answer comes in pieces: if not, it is silent until its end. `limited` is False
+    where an answer may rightly take any time (the transfer of a model).
+    `grant` is given when the request holds the turn.
+    """
+
+    dialect: Dialect
+    streams: bool
+    limited: bool = True
+    grant: Grant | None = None
+
+
+@define
+class Outcome:
+    """How it ended, for the log: the status that the client saw, bytes of body, and what went wrong."""
+
+    status: int
+    sent_bytes: int
+    error: ForemanError | None = None
+
+
+@implementer(IPushProducer)
+@define(eq=False)
+class Exchange:
+    """One request on one connection: an Answer to the connection, a producer to the client."""
+
+    clock: IReactorTime
+    request: Request
+    task: Task
+    limits: Limits
+    running: set["Exchange"]
+    connection: Connection | None = field(default=None, init=False)
+    done: Deferred[bool] | None = field(default=None, init=False)
+    outcome: Outcome = field(factory=lambda: Outcome(0, 0), init=False)
+    content_type: bytes = field(default=b"", init=False)
+    streaming: bool = field(default=False, init=False)
+    last_byte: int = field(default=0x0A, init=False)
+    began_at: float | None = field(default=None, init=False)
+    started_at: float = field(default=0.0, init=False)
+    active_at: float = field(default=0.0, init=False)
+    timer: IDelayedCall | None = field(default=None, init=False)
+    producing: bool = field(default=False, init=False)
+    client_paused: bool = field(default=False, init=False)
+    behind_bytes: int = field(default=0, init=False)
+
+    def run(self, connection: Connection, head: bytes, body: bytes | BinaryIO) -> Deferred[bool]:
+        """Fires with True when the client has its answer, with False when the connection was stale."""
+        self.connection = connection
+        self.done = Deferred(lambda _: self._give_up())
+        self.started_at = self.active_at = self.clock.seconds()
+        if self.task.grant is not None and self.task.grant.settling:
+            # Ollama finishes the prompt of a request that was aborted (87 s once, on a CPU) before it begins
+            # with this one: its limits start at its own first byte, or when the settling has had its time.
+            self.started_at += self.limits.first_byte
+            self.active_at = self.started_at
+        self.running.add(self)
+        self._watch()
+        if not isinstance(body, bytes):
+            body.seek(0)
+        connection.send(head, body, self, has_body=self.request.method != b"HEAD")
+        return self.done
+
+    # Time
+
+    def _deadline(self) -> tuple[float, Callable[[], str]] | None:
+        """The clock's time at which to give up, and the words for it."""
+        candidates: list[tuple[float, Callable[[], str]]] = []
+        limits = self.limits
+        if self.task.grant is not None and limits.run:
+            candidates.append((self.started_at + limits.run, self._ran_too_long))
+        # A turn that does not stream is silent until its end; it has the limit of its run.
+        watched = self.task.streams or self.streaming or (self.task.grant is None and self.task.limited)
+        if watched and self.began_at is None:
+            candidates.append((self.started_at + limits.first_byte, self._never_began))
+        elif watched and not (self.client_paused and self.task.grant is None):
+            candidates.append((self.active_at + limits.silence, self._fell_silent))
+        return min(candidates, key=lambda pair: pair[0]) if candidates else None
+
+    def _ran_too_long(self) -> str:
+        limit = format_duration(self.limits.run)
+        return f"the generation was cut after {limit}, the limit of FOREMAN_RUN_TIMEOUT"
+
+    def _never_began(self) -> str:
+        limit = format_duration(self.limits.first_byte)
+        return f"the target did not begin to answer within {limit}, the limit of FOREMAN_FIRST_BYTE_TIMEOUT"
+
+    def _fell_silent(self) -> str:
+        limit = format_duration(self.limits.silence)
+        return f"the target fell silent for {limit}, the limit of FOREMAN_SILENCE_TIMEOUT"
+
+    def _watch(self) -> None:
+        """One delayed call an exchange, set anew when it fires: a reset for each token would cost more."""
+        self.timer = None
+        deadline = self._deadline()
+        if deadline is None:
+            return
+        at, words = deadline
+        left = at - self.clock.seconds()
+        if left <= 0:
+            self.fail(TargetTimeout(words()))
+        else:
+            self.timer = self.clock.callLater(left, self._watch)
+
+    def _watch_anew(self) -> None:
+        if self.timer is not None and self.timer.active():
+            self.timer.cancel()
+        self._watch()
+
+    def stalled(self) -> bool:
+        """Past half of its limit when it streams, past the first-byte limit when it does not."""
+        if self.task.grant is None:
+            return False
+        now, limits = self.clock.seconds(), self.limits
+        if not self.task.streams:
+            return now - self.started_at > limits.first_byte
+        if self.began_at is None:
+            return now - self.started_at > limits.first_byte / 2
+        return now - self.active_at > limits.silence / 2
+
+    # What the connection reports
+
+    def began(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        """Pass the head on, less what is between two hops."""
+        now = self.clock.seconds()
+        self.began_at = self.active_at = now
+        if self.task.grant is not None:
+            if self.task.grant.settling:
+                self.started_at = now
+            self.task.grant.first_byte()
+        request, sent = self.request, self.request.responseHeaders
+        request.setResponseCode(status, reason or None)
+        self.outcome.status = status
+        dropped, length = HOP_BY_HOP, None
+        for name, value in headers:
+            low = name.lower()
+            if low == b"connection":
+                dropped = dropped | connection_tokens([value])
+            elif low == b"content-length":
+                length = value
+            elif low == b"content-type":
+                self.content_type = value
+        for name, value in headers:
+            if name.lower() not in dropped:
+                sent.addRawHeader(name, value)
+        self.streaming = self.content_type.startswith(_STREAMS)
+        if self.streaming:
+            # Without it nginx collects a stream until its buffer is full.
+            sent.setRawHeaders(b"X-Accel-Buffering", [b"no"])
+        if length is None or int(length) > _SMALL_ANSWER_BYTES:
+            self.producing = True
+            request.registerProducer(self, True)
+        if self.streaming or self.task.grant is not None:
+            self._watch_anew()
+        if self.streaming:
+            request.write(b"")  # the head now, not with the first token
+
+    def received(self, data: bytes) -> None:
+        """Pass a chunk on: one write is one chunk."""
+        self.active_at = self.clock.seconds()
+        self.outcome.sent_bytes += len(data)
+        self.last_byte = data[-1]
+        self.request.write(data)
+        if self.client_paused and self.task.grant is not None:
+            self.behind_bytes += len(data)
+            if self.behind_bytes > self.limits.buffer:
+                self._cut_slow_client()
+
+    def ended(self) -> None:
+        """The answer is complete."""
+        self._over()
+        self.request.finish()
+        self._fire(True)
+
+    def broke(self, error: ForemanError, unanswered: bool) -> None:
+        """The target's connection ended first."""
+        self._over()
+        if unanswered:
+            self._fire(False)
+        else:
+            self._tell(error)
+
+    def fail(self, error: ForemanError) -> None:
+        """Give the target's request up, and tell the client: by a status, or when late by last words."""
+        self._abort()
+        self._tell(error)
+
+    def _tell(self, error: ForemanError) -> None:
+        self.outcome.error = error
+        request = self.request
+        if not request.startedWriting:
+            # The head of the target's answer may be set, and is not the answer any more.
+            for name, _ in list(request.responseHeaders.getAllRawHeaders()):
+                if not name.lower().startswith((b"access-control-", b"vary", b"x-foreman-")):
+                    request.responseHeaders.removeHeader(name)
+            self._fire_error(error)
+            return
+        words = last_words(
+            self.task.dialect,
+            self.content_type,
+            error.status,
+            error.code,
+            str(error),
+            after_newline=self.last_byte == 0x0A,
+        )
+        if words:
+            request.write(words)
+        cast(Caller, request.channel).cut()
+        self._fire(True)
+
+    def _cut_slow_client(self) -> None:
+        limit = format_size(self.limits.buffer)
+        self._abort()
+        self.outcome.error = ForemanError(
+            f"the client fell more than {limit} behind, the limit of FOREMAN_RELAY_BUFFER, and was cut off"
+        )
+        # What is buffered would never be read; a reset also tells the client that this is no end.
+        cast(Caller, self.request.channel).abort()
+        self._fire(True)
+
+    def _give_up(self) -> None:
+        """The caller cancelled: the client has gone, or foreman stops."""
+        self._abort()
+        self.done = None
+
+    def _abort(self) -> None:
+        connection = self.connection
+        self._over()
+        if connection is not None:
+            connection.abort()
+            if self.task.grant is not None:
+                self.task.grant.abort()
+
+    def _over(self) -> None:
+        self.connection = None
+        self.running.discard(self)
+        if self.timer is not None and self.timer.active():
+            self.timer.cancel()
+        self.timer = None
+        if self.producing:
+            self.producing = False
+            if self.request.producer is not None:
+                self.request.unregisterProducer()
+
+    def _fire(self, answered: bool) -> None:
+        done, self.done = self.done, None
+        if done is not None:
+            done.callback(answered)
+
+    def _fire_error(self, error: ForemanError) -> None:
+        done, self.done = self.done, None
+        if done is not None:
+            done.errback(error)
+
+    # What the client's connection asks for
+
+    def pauseProducing(self) -> None:
+        """The client does not keep up. A turn goes on into a bounded buffer; all else waits for it."""
+        self.client_paused = True
+        self.behind_bytes = 0
+        if self.task.grant is None and self.connection is not None:
+            self.connection.pause()
+
+    def resumeProducing(self) -> None:
+        """The client has caught up."""
+        self.client_paused = False
+        if self.task.grant is None and self.connection is not None:
+            self.active_at = self.clock.seconds()
+            self.connection.resume()
+            self._watch_anew()
+
+    def stopProducing(self) -> None:
+        """The client has gone; its request's notifyFinish cancels what is left."""

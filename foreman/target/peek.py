@@ -1,0 +1,139 @@
+"""
+A look into a request body: which model, whether it streams, whether it only loads or unloads.
+
+Ollama decodes with Go's encoding/json: keys match in any case and the last one wins, what follows the
+first value is ignored, and the Content-Type is never looked at [tried on v0.24]. The body itself is
+passed on untouched; only a body that nobody can read waits for a turn alone.
+"""
+
+import json
+import re
+from typing import Any
+
+import msgspec
+from attrs import frozen
+
+from foreman.quantities import parse_duration
+from foreman.target.routes import Route, Streaming
+
+_RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+# The standard library's scanner holds the reactor for about 10 ms a MiB; what msgspec refuses is rarely big.
+_TOLERANT_LIMIT_BYTES = 8 << 20
+_WANTED = frozenset({"model", "stream", "keep_alive", "prompt", "messages"})
+_MULTIPART_MODEL = re.compile(
+    rb'content-disposition:[^\r\n]*[; ]name="?model"?(?=[;\r ])[^\r\n]*\r\n'  # the part's own header …
+    rb"(?:[^\r\n]+\r\n)*\r\n"  # … any others, an empty line …
+    rb"([^\r\n]{1,512})\r\n",  # … and its value
+    re.IGNORECASE,
+)
+
+
+@frozen
+class Peek:
+    """
+    What a body says.
+
+    `readable` is False when nobody could tell. `model` is None when it names none. `streams` is whether
+    the answer comes in pieces. `unloads`: the target answers at once, and applies it after what runs.
+    """
+
+    readable: bool
+    model: str | None = None
+    streams: bool = False
+    unloads: bool = False
+
+
+UNREADABLE = Peek(readable=False)
+
+
+def look(body: Any, route: Route, content_type: bytes, content_encoding: bytes) -> Peek:
+    """
+    Read the top level of `body`, a bytes-like object.
+
+    Never raises: what cannot be read is `UNREADABLE`.
+    """
+    if content_encoding.strip().lower() not in (b"", b"identity"):
+        return UNREADABLE
+    if content_type.lower().startswith(b"multipart/"):
+        match = _MULTIPART_MODEL.search(body)
+        return Peek(readable=True, model=match[1].decode("utf-8", "replace")) if match else UNREADABLE
+    fields = _read(body)
+    if fields is None:
+        return UNREADABLE
+    model = fields.get("model")
+    loads = route.prompt is not None and not fields.get(route.prompt)
+    stream = fields.get("stream")
+    if loads or route.streaming is Streaming.NEVER:
+        streams = False
+    else:
+        streams = stream if isinstance(stream, bool) else route.streaming is Streaming.BY_DEFAULT
+    return Peek(
+        readable=True,
+        model=_printable(model) if isinstance(model, str) and model else None,
+        streams=streams,
+        unloads=loads and _is_zero(fields.get("keep_alive")),
+    )
+
+
+def _read(body: Any) -> dict[str, Any] | None:
+    """The wanted fields by lower-case name, or None."""
+    try:
+        raw = _RAW_OBJECT.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _read_tolerantly(body)
+    fields: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = key if key in _WANTED else _fold(key)
+        if name not in _WANTED:
+            continue
+        if name in fields:
+            return _read_tolerantly(body)  # a dict has lost which of two spellings came last
+        fields[name] = _summary(name, value)
+    return fields
+
+
+def _summary(name: str, value: msgspec.Raw) -> Any:
+    """A prompt or messages may be megabytes: only whether they are empty is wanted."""
+    raw = bytes(memoryview(value)[:16]).strip()
+    if name in ("prompt", "messages"):
+        return raw not in (b'""', b"[]", b"null") and not re.fullmatch(rb"\[\s*\]", raw)
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _read_tolerantly(body: Any) -> dict[str, Any] | None:
+    """What msgspec refuses and Ollama accepts: bytes after the value, lone surrogates, keys given twice."""
+    if len(body) > _TOLERANT_LIMIT_BYTES:
+        return None
+
+    def pairs_to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # Go leaves a string as it was when null follows.
+        return {_fold(key): value for key, value in pairs if value is not None}
+
+    text = bytes(body).decode("utf-8", "replace").lstrip(" \t\r\n")
+    try:
+        value, _ = json.JSONDecoder(object_pairs_hook=pairs_to_dict).raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _printable(text: str) -> str:
+    """A lone surrogate is U+FFFD to Go; and no log file could take it."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _fold(key: str) -> str:
+    """Go's folding of names: case, and the long s (the Kelvin sign is lower-cased to k by str.lower)."""
+    return key.lower().replace("ſ", "s")
+
+
+def _is_zero(keep_alive: Any) -> bool:
+    if isinstance(keep_alive, str):
+        try:
+            return parse_duration(keep_alive) == 0
+        except ValueError:
+            return False
+    return isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool) and keep_alive == 0
