@@ -1,0 +1,1 @@
+"""Who goes next: model keys, lines, the pure policy, the lanes' shares, and the turn."""
