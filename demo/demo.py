@@ -1,0 +1,138 @@
+"""
+A first run: foreman in front of a real, small language model, without an Ollama.
+
+Starts `twistd foreman` on the embedded target, streams a chat, then sends six requests at once that
+alternate two models: first straight to the target, then through foreman, and counts the loads.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+MODELS = ("smollm2", "smollm2-4k")
+QUESTIONS = (
+    "Name a colour.",
+    "Name an animal.",
+    "Name a fruit.",
+    "Name a city.",
+    "Name a river.",
+    "Name a tool.",
+)
+START_SECONDS = 60
+ANSWER_SECONDS = 120
+
+
+class Daemon:
+    """A `twistd foreman` of our own in a temporary folder, at a free port."""
+
+    def __init__(self, folder: str) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FOREMAN_")}
+        environment |= {
+            "FOREMAN_ADDR": "127.0.0.1:0",
+            "FOREMAN_OLLAMA_URL": "embedded:",
+            "FOREMAN_DB_PATH": f"{folder}/foreman.db",
+        }
+        self._log = Path(folder, "foreman.log")
+        with self._log.open("wb") as log:
+            twistd = Path(sys.executable).with_name("twistd")
+            command = [str(twistd), "-n", "--pidfile=", "foreman"]
+            self._process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
+        found = self._wait_for(r"listens on (\S+), target (\S+)")
+        self.url, self.target_url = f"http://{found[1]}", found[2]
+        self._wait_for(r"embedded: serving")
+
+    def _wait_for(self, pattern: str) -> "re.Match[str]":
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and self._process.poll() is None:
+            if found := re.search(pattern, self._log.read_text()):
+                return found
+            time.sleep(0.05)
+        self.stop()
+        raise SystemExit(f"foreman did not start:\n{self._log.read_text()}")
+
+    def loads(self) -> int:
+        """How often the target has loaded a model so far, by the target's own log."""
+        return len(re.findall(r"embedded: loaded ", self._log.read_text()))
+
+    def stop(self) -> None:
+        """As a supervisor would."""
+        self._process.terminate()
+        self._process.wait(timeout=20)
+
+
+def chat(url: str, model: str, question: str, tokens: int) -> "Iterator[tuple[str, dict[str, str]]]":
+    """The pieces of an answer as they come, each with the answer's headers."""
+    body = {"model": model, "messages": [{"role": "user", "content": question}], "options": {"num_predict": tokens}}
+    request = urllib.request.Request(f"{url}/api/chat", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
+        for line in answer:
+            yield json.loads(line)["message"]["content"], dict(answer.headers)
+
+
+def six_at_once(url: str) -> list[tuple[str, str, float, str]]:
+    """Six requests that alternate the models: model, question, seconds until the end, milliseconds queued."""
+    results = [("", "", 0.0, "")] * len(QUESTIONS)
+
+    def ask(number: int) -> None:
+        model, question, began = MODELS[number % 2], QUESTIONS[number], time.monotonic()
+        pieces = list(chat(url, model, question, 8))
+        queued = pieces[-1][1].get("X-Foreman-Queue-Ms", "")
+        results[number] = (model, question, time.monotonic() - began, queued)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(QUESTIONS))]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.02)  # so that they arrive in this order
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def main() -> int:
+    """Exit code 0 when everything was as promised."""
+    with tempfile.TemporaryDirectory(prefix="foreman-demo-") as folder:
+        daemon = Daemon(folder)
+        try:
+            return show(daemon)
+        finally:
+            daemon.stop()
+
+
+def show(daemon: Daemon) -> int:
+    """The whole demonstration."""
+    print(f"foreman listens on {daemon.url}, in front of the embedded target at {daemon.target_url}\n")
+
+    print("One chat, streamed as it is generated:")
+    print("  > Why is the sky blue? Answer in one sentence.\n  ", end="")
+    for piece, _ in chat(daemon.url, MODELS[1], "Why is the sky blue? Answer in one sentence.", 48):
+        print(piece.replace("\n", "\n  "), end="", flush=True)
+    print("\n")
+
+    print("Six requests at once, alternating two models, straight to the target:")
+    before = daemon.loads()
+    began = time.monotonic()
+    six_at_once(daemon.target_url)
+    direct_loads, direct_seconds = daemon.loads() - before, time.monotonic() - began
+    print(f"  {direct_loads} loads, {direct_seconds:.1f} s\n")
+
+    print("The same six through foreman:")
+    before = daemon.loads()
+    began = time.monotonic()
+    for model, question, seconds, queued in six_at_once(daemon.url):
+        waited = int(queued) / 1000
+        print(f"  {model:<11} {question:<16} waited {waited:5.2f} s, answered after {seconds:5.2f} s")
+    loads, seconds = daemon.loads() - before, time.monotonic() - began
+    print(f"  {loads} loads, {seconds:.1f} s: the queue drains one model before it swaps to the other")
+    return 0 if loads <= len(MODELS) < direct_loads else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,259 @@
+"""
+The composition root: everything is built here, in order, and started and stopped in order.
+
+What can be refused is refused by `build_service`, before twistd forks: raised later, a refusal would
+leave the parent of a daemon waiting for ever [tried].
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from attrs import define
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.internet.ssl import optionsForClientTLS
+from twisted.logger import Logger
+
+from foreman import __version__
+from foreman.embedded.child import EmbeddedTarget, bind_embedded
+from foreman.embedded.models import check_embedded
+from foreman.errors import Stopping
+from foreman.listener import CannotBindError, Listener, bind
+from foreman.lock import FileLock, LockHeldError
+from foreman.quantities import format_duration
+from foreman.scheduler.keys import KeyRegistry
+from foreman.scheduler.policy import Limits as PolicyLimits
+from foreman.scheduler.turn import Turn
+from foreman.settings import EMBEDDED_URL, Settings, SettingsError, load, unknown
+from foreman.target.client import OllamaClient, make_http
+from foreman.target.connection import Connections
+from foreman.target.embedder import Embedder
+from foreman.target.exchange import Limits
+from foreman.target.inventory import Inventory
+from foreman.target.reachability import Reachability
+from foreman.target.relay import Relay
+from foreman.web.app import App
+from foreman.web.gate import Gate
+from foreman.web.health import Health
+from foreman.web.native import Native
+from foreman.web.origins import Origins
+from foreman.web.site import Site
+from foreman.web.spool import Spool
+
+# Last words and resets after the grace take at most twice this: the stop ends within the grace and 1 s.
+_CUT_SECONDS = 0.25
+_CHILD_STOP_SECONDS = 0.3
+
+
+def build_service(reactor: Any, environment: Mapping[str, str]) -> "Foreman":
+    """
+    Check the settings, take the lock, bind the sockets, and build everything.
+
+    When anything is wrong, prints a sentence for each complaint and raises SystemExit(2).
+    """
+    # "Starting factory …", four times for each poll, would be most of the log.
+    Factory.noisy = False
+    complaints: dict[str, str] = {}
+    try:
+        settings = load(environment)
+    except SettingsError as wrong:
+        complaints, settings = dict(wrong.complaints), wrong.settings
+    embedded: EmbeddedTarget | None = None
+    if "FOREMAN_OLLAMA_URL" not in complaints and settings.ollama_url == EMBEDDED_URL:
+        folder = Path(settings.embedded_models) if settings.embedded_models else None
+        for sentence in check_embedded(folder):
+            complaints[sentence] = sentence
+        log = Logger("foreman.embedded")
+        embedded = EmbeddedTarget(reactor, bind_embedded(), folder, log, _CHILD_STOP_SECONDS)
+    lock = _take_lock(settings.db_path, complaints)
+    parts = _wire(reactor, settings, embedded.url if embedded else settings.ollama_url)
+    listener: Listener | None = None
+    if "FOREMAN_ADDR" not in complaints:
+        try:
+            listener = bind(reactor, settings.addr, parts.site)
+        except CannotBindError as why:
+            shown = environment.get("FOREMAN_ADDR") or ":8080"
+            complaints["FOREMAN_ADDR"] = f"FOREMAN_ADDR is {shown!r}: {why}."
+    if complaints or lock is None or listener is None:
+        _refuse(complaints.values())
+    parts.gate.checks_host = listener.is_loopback
+    return Foreman(settings, unknown(environment), lock, embedded, parts, listener)
+
+
+def _refuse(complaints: "Mapping[str, str] | Any") -> NoReturn:
+    for sentence in complaints:
+        print(f"foreman: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _take_lock(db_path: str, complaints: dict[str, str]) -> FileLock | None:
+    path = f"{db_path}.lock"
+    try:
+        return FileLock(path)
+    except LockHeldError:
+        complaints["FOREMAN_DB_PATH"] = (
+            f"FOREMAN_DB_PATH is {db_path!r}: another foreman is using it ({path} is locked)."
+        )
+    except OSError as why:
+        complaints["FOREMAN_DB_PATH"] = (
+            f"FOREMAN_DB_PATH is {db_path!r}: {path} cannot be written: {why.strerror}."
+        )
+    return None
+
+
+@define
+class _Parts:
+    """What `_wire` built and the service starts and stops."""
+
+    gate: Gate
+    site: Site
+    native: Native
+    turn: Turn
+    relay: Relay
+    connections: Connections
+    reachability: Reachability
+    inventory: Inventory
+    embedder: Embedder | None
+
+
+def _wire(reactor: Any, settings: Settings, url: str) -> _Parts:
+    """The object graph."""
+    s = settings
+    client = OllamaClient(
+        make_http(reactor, s.connect_timeout),
+        url,
+        s.ollama_token,
+        reactor,
+        s.poll_timeout,
+        s.first_byte_timeout,
+    )
+    inventory = Inventory(reactor, client, s.poll_interval)
+    keys = KeyRegistry(inventory)
+    policy_limits = PolicyLimits(
+        s.interactive_max_wait, s.durable_max_wait, s.interactive_visit, s.durable_visit, s.interactive_share
+    )
+    turn = Turn(reactor, keys, policy_limits, patience=s.target_wait, settle_limit=s.first_byte_timeout)
+    reachability = Reachability(reactor, url, client.version, s.target_wait, turn.block, turn.unblock)
+    connections = Connections(_endpoint(reactor, url, s.connect_timeout))
+    relay_limits = Limits(s.first_byte_timeout, s.silence_timeout, s.run_timeout, s.relay_buffer)
+    relay = Relay(reactor, connections, reachability, url, s.ollama_token, not s.token, relay_limits)
+    native = Native(reactor, relay, turn, inventory)
+    embedder = (
+        Embedder(reactor, client, inventory, lambda: turn.free, lambda: turn.swaps, s.embed_model)
+        if s.embed_model
+        else None
+    )
+
+    turn.on_swap = lambda: _refresh(inventory)
+    inventory.on_read.append(lambda asked_at: keys.inventory_read(asked_at) if asked_at is not None else None)
+    inventory.on_read.append(lambda _: reachability.found() if inventory.reachable else None)
+
+    health = Health(
+        {
+            "target_unreachable": lambda: _unreachable(url, reachability, inventory),
+            "generation_stalled": lambda: _stalled(relay, settings),
+            "embed_model_not_resident": lambda: _not_resident(embedder),
+        }
+    )
+    app = App(health)
+    gate = Gate(Origins(s.origins), s.token, s.body_limit, app.own_paths)
+    spool = Spool(os.path.dirname(os.path.abspath(s.db_path)), s.disk_reserve)
+    site = Site(reactor, app.resource(), native, gate, spool, s.idle_timeout)
+    return _Parts(gate, site, native, turn, relay, connections, reachability, inventory, embedder)
+
+
+def _refresh(inventory: Inventory) -> None:
+    inventory.refresh()
+
+
+def _endpoint(reactor: Any, url: str, connect_timeout: float) -> IStreamClientEndpoint:
+    parts = urlsplit(url)
+    secure = parts.scheme == "https"
+    host = parts.hostname or ""
+    endpoint = HostnameEndpoint(reactor, host, parts.port or (443 if secure else 80), timeout=connect_timeout)
+    return wrapClientTLS(optionsForClientTLS(host), endpoint) if secure else endpoint
+
+
+def _unreachable(url: str, reachability: Reachability, inventory: Inventory) -> str | None:
+    if not reachability.up:
+        return f"{url} cannot be reached: {reachability.reason}"
+    return None if inventory.reachable else f"{url} has not answered the last poll"
+
+
+def _stalled(relay: Relay, settings: Settings) -> str | None:
+    if not relay.stalled():
+        return None
+    begin, silence = format_duration(settings.first_byte_timeout), format_duration(settings.silence_timeout)
+    return f"a generation is past half of its limit (to begin {begin}, silence {silence}), and will be cut"
+
+
+def _not_resident(embedder: Embedder | None) -> str | None:
+    if embedder is None or embedder.resident:
+        return None
+    return embedder.hint or f"{embedder.model} is not loaded yet"
+
+
+@define(slots=False, eq=False)
+class Foreman(Service):
+    """The daemon: started from the target up to the listener, stopped the other way, one at a time."""
+
+    _settings: Settings
+    _unknown_variables: list[str]
+    _lock: FileLock
+    _embedded: EmbeddedTarget | None
+    _parts: _Parts
+    _listener: Listener
+    _log = Logger()
+
+    def startService(self) -> None:
+        """Start everything; the listener last."""
+        super().startService()
+        for sentence in self._unknown_variables:
+            self._log.warn("{sentence}", sentence=sentence)
+        if not self._listener.is_loopback and not self._settings.token:
+            self._log.warn(
+                "foreman listens on {address} and FOREMAN_TOKEN is not set: whoever can connect may use it",
+                address=str(self._listener),
+            )
+        parts = self._parts
+        if self._embedded is not None:
+            self._embedded.startService()
+        parts.inventory.start()
+        if parts.embedder is not None:
+            parts.embedder.start()
+        self._listener.accept()
+        self._log.info(
+            "foreman {version} listens on {address}, target {target}",
+            version=__version__,
+            address=str(self._listener),
+            target=self._embedded.url if self._embedded else self._settings.ollama_url,
+        )
+
+    def stopService(self) -> "Deferred[None]":
+        """Stop; fires when the last connection is closed, at most the grace and one second later."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        parts = self._parts
+        await self._listener.close()
+        parts.native.stop()
+        parts.turn.close(Stopping())
+        await parts.site.drain(self._settings.stop_grace)
+        parts.relay.cut_all(Stopping())
+        await parts.site.abort(_CUT_SECONDS)
+        if parts.embedder is not None:
+            await parts.embedder.stop()
+        await parts.inventory.stop()
+        parts.reachability.stop()
+        parts.connections.close()
+        if self._embedded is not None:
+            await self._embedded.stopService()
+        self._lock.release()

@@ -1,0 +1,1 @@
+"""The HTTP surface: what foreman answers itself, and the fall-through to the target."""

@@ -1,0 +1,28 @@
+"""Errors on foreman's own paths: RFC 9457 ``application/problem+json`` with a stable ``code``."""
+
+import json
+from http import HTTPStatus
+
+from foreman.errors import ForemanError
+from foreman.target import dialects
+
+PROBLEM_JSON = b"application/problem+json"
+
+
+def problem(status: int, code: str, detail: str) -> bytes:
+    """The body of one problem."""
+    title = HTTPStatus(status).phrase
+    return json.dumps(
+        {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
+    ).encode()
+
+
+def error_answer(path: bytes, own: bool, error: ForemanError) -> tuple[bytes, bytes]:
+    """Content type and body of an error in the dialect of its path."""
+    if own:
+        return PROBLEM_JSON, problem(error.status, error.code, str(error))
+    dialect = dialects.of_path(path)
+    content_type = b"application/json"
+    if dialect is dialects.Dialect.OLLAMA:
+        content_type += b"; charset=utf-8"
+    return content_type, dialects.error_body(dialect, error.status, error.code, str(error))
