@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=None)
     arguments = parser.parse_args()
 
-    # Ctrl-C in a terminal signals the whole group. It is meant for the parent, which lets running requests end.
+    # Ctrl-C in a terminal signals the whole group. It is meant for the parent, which lets requests end first.
     os.setsid()
     globalLogBeginner.beginLoggingTo([LineLog()], redirectStandardIO=False)
     faulthandler.enable(sys.stderr)

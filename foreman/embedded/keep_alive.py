@@ -29,7 +29,7 @@ def parse_keep_alive(value: Any) -> float | None:
         seconds = float(value)
     else:
         raise KeepAliveError(f"Unsupported type: '{_go_type(value)}'")
-    return seconds
+    return FOR_EVER if seconds < 0 else seconds
 
 
 def _go_duration(text: str) -> float:

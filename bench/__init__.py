@@ -1,0 +1,1 @@
+"""Measurements, as ratios against the target alone in the same run."""
