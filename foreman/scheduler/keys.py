@@ -97,12 +97,13 @@ class KeyRegistry:
         self._swapped = key not in self.resident()
         self._ran, self._ran_at = key, now
 
-    def inventory_read(self, asked_at: float) -> None:
+    def inventory_read(self, asked_at: float | None) -> None:
         """The inventory read an answer of /api/ps that was asked for at `asked_at`: the clock's seconds.
 
-        An answer that was asked for before the last key ran says nothing about that key, and is passed over.
+        An answer that was asked for before the last key ran says nothing about that key, and is passed over;
+        so is None: there was no answer.
         """
-        if self._ran is None or asked_at < self._ran_at:
+        if self._ran is None or asked_at is None or asked_at < self._ran_at:
             return
         for model, context_length in self._entries():
             if model.weights == self._ran.weights:

@@ -208,15 +208,17 @@ class Turn:
         self._granting = True
         try:
             while self._holder is None and self._block_error is None and self._close_error is None:
-                take = self._choose()
-                if take is None or take.grant is None:
+                chosen = self._choose()
+                if chosen is None:
                     return
-                take.granted.callback(take.grant)
+                take, grant = chosen
+                take.grant = grant
+                take.granted.callback(grant)
         finally:
             self._granting = False
 
-    def _choose(self) -> _Take | None:
-        """Choose the next holder and make it the holder, without a wait in between."""
+    def _choose(self) -> tuple[_Take, Grant] | None:
+        """Choose the next job and make it the holder, without a wait in between."""
         lines = self._lines.lines(self._keys.key, self._visits.last_ended_at)
         self._visits.look(lines)
         residents = self._keys.resident()
@@ -230,9 +232,9 @@ class Turn:
         self._stop_waiting(take)
         self._visits.chosen(choice, now)
         self._ledger.begin_run(take.lane)
-        take.grant = self._holder = self._make_grant(take, choice, choice.key not in residents)
-        self.swaps += take.grant.swap
-        return take
+        self._holder = self._make_grant(take, choice, choice.key not in residents)
+        self.swaps += self._holder.swap
+        return take, self._holder
 
     def _make_grant(self, take: _Take, choice: Choice, swap: bool) -> Grant:
         now = self._clock.seconds()
@@ -243,7 +245,7 @@ class Turn:
             choice.why,
             swap=swap,
             settling=now < self._settling_until,
-            queued_seconds=now - take.arrived_at,
+            queued_seconds=max(0.0, now - take.arrived_at),
             granted_at=now,
             turn=self,
         )
@@ -261,20 +263,21 @@ class Turn:
 
     def _account(self) -> None:
         """Record the time since the last look. Called before the holder or who waits changes."""
-        since, self._accounted_at = self._accounted_at, self._clock.seconds()
+        now = self._clock.seconds()
+        since, self._accounted_at = min(self._accounted_at, now), now  # a system's clock may be set back
         grant = self._holder
         if grant is None:
             return
-        self._visits.lasted(grant.lane, self._accounted_at - since)
+        self._visits.lasted(grant.lane, now - since)
         if not self._lines.count(grant.lane.other):
             return
         settled_at = since
         if grant.settling and not grant.answered:
-            settled_at = min(max(since, grant.granted_at + self._settle_limit), self._accounted_at)
+            settled_at = min(max(since, grant.granted_at + self._settle_limit), now)
             # The lane that aborted pays. If nobody did, a caller who aborts and retries for ever would keep
             # the other lane from its share.
             self._ledger.record(self._settling_lane, settled_at - since)
-        self._ledger.record(grant.lane, self._accounted_at - settled_at)
+        self._ledger.record(grant.lane, now - settled_at)
 
     def _waiting_clock(self) -> float:
         """The clock of the waiting times, in seconds. It stands still while the target is unreachable."""
