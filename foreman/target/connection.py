@@ -78,6 +78,7 @@ class Connection(TwistedProtocol):
         self._pieces_bytes = 0
         self._has_body = has_body
         self._until_eof = False
+        self._keep_alive = False
         self._informational = False
         self._answered = False
         self._complete = False
@@ -139,14 +140,8 @@ class Connection(TwistedProtocol):
 
     def _ended(self) -> None:
         answer, self._answer = self._answer, None
-        reusable = (
-            self._parser is not None
-            and self._parser.should_keep_alive()
-            and self._sender is None
-            and not self._until_eof
-        )
         self._parser = None
-        if reusable and self.connected:
+        if self._keep_alive and self._sender is None and self.connected:
             self._give_back(self)
         elif self.connected:
             # An answer that came before the whole body was taken leaves the rest unsent.
@@ -189,6 +184,8 @@ class Connection(TwistedProtocol):
         names = {name.lower() for name, _ in self._headers}
         framed = b"content-length" in names or b"transfer-encoding" in names
         self._until_eof = self._has_body and not framed and status not in (204, 304)
+        # llhttp knows it now, and has forgotten it when the answer is complete.
+        self._keep_alive = self._parser.should_keep_alive() and not self._until_eof
         self._answer.began(status, self._reason, self._headers)
         if not self._has_body:
             # llhttp would wait for the body that the Content-Length of an answer to HEAD speaks of.

@@ -75,8 +75,7 @@ class Embedder:
             self._pinning.cancel()
 
     def _look(self, ps_asked_at: float | None) -> None:
-        # An answer that was asked for before the pin was made does not know of it.
-        if ps_asked_at is None or self._busy or ps_asked_at < self._pinned_at:
+        if ps_asked_at is None or self._busy:
             return
         if any(self._is_pinned(entry) for entry in self.inventory.loaded):
             self._seen()
@@ -115,6 +114,7 @@ class Embedder:
         self._swaps_when_seen = self.swaps()
         if self._given_up and self.clock.seconds() - self._pinned_at > EVICTION_WINDOW_SECONDS:
             self._given_up = False
+            self._next_try = self.clock.seconds()
 
     def _gone(self) -> None:
         """It was pinned and is not any more: say whose doing that was."""
@@ -144,6 +144,7 @@ class Embedder:
         else:
             self._failures = 0
             wait = RETRY_SECONDS
+            # A swap may take it before it is seen.
             self._held = True
             self._pinned_at = self.clock.seconds()
             self._swaps_when_seen = self.swaps()

@@ -314,14 +314,9 @@ def _event(value: Json) -> bytes:
 
 
 def _metrics(count: int) -> Json:
-    return {
-        "total_duration": 955651905,
-        "load_duration": 39104248,
-        "prompt_eval_count": 16,
-        "prompt_eval_duration": 32194164,
-        "eval_count": count,
-        "eval_duration": 871347771,
-    }
+    prompt = {"prompt_eval_count": 16, "prompt_eval_duration": 32194164}
+    spoken = {"eval_count": count, "eval_duration": 871347771}
+    return {"total_duration": 955651905, "load_duration": 39104248} | prompt | spoken
 
 
 def _stamp(moment: datetime) -> str:

@@ -63,7 +63,7 @@ class Canned:
     cut: bool = False
 
 
-class ConnectionBroken(Exception):  # noqa: N818 - it is no error: the test wanted it
+class ConnectionBroken(Exception):
     """The script breaks the connection here."""
 
 
@@ -84,7 +84,7 @@ class ScriptedServer:
     _canned: dict[str, list[Canned]] = field(factory=dict, init=False)
     _always: dict[str, Canned] = field(factory=dict, init=False)
     _held: set[str] = field(factory=set, init=False)
-    _gates: list[Deferred[None]] = field(factory=list, init=False)
+    _gates: list[tuple[str, Deferred[None]]] = field(factory=list, init=False)
     _log: ClassVar[Logger] = Logger()
 
     held_late: ClassVar[frozenset[str]] = frozenset()
@@ -122,12 +122,15 @@ class ScriptedServer:
         """Hold back answers to these paths, or to all, until :meth:`release`: a silent server."""
         self._held.update(paths or ["*"])
 
-    def release(self) -> None:
-        """Let every held answer go on, and hold no more."""
-        self._held.clear()
+    def release(self, *paths: str) -> None:
+        """Hold these paths, or none at all, no more, and let their answers go on."""
+        self._held = self._held - set(paths) if paths else set()
         gates, self._gates = self._gates, []
-        for gate in gates:
-            gate.callback(None)
+        for path, gate in gates:
+            if self._is_held(path):
+                self._gates.append((path, gate))
+            else:
+                gate.callback(None)
 
     def seen(self, path: str) -> list[Exchange]:
         """Return the requests to one path."""
@@ -172,14 +175,16 @@ class ScriptedServer:
 
     async def gate(self, path: str) -> None:
         """Wait here while the test holds this path."""
-        if self._held & {path, "*"}:
+        if self._is_held(path):
             gate: Deferred[None] = Deferred()
-            self._gates.append(gate)
+            self._gates.append((path, gate))
             try:
                 await gate
             finally:
-                if gate in self._gates:
-                    self._gates.remove(gate)
+                self._gates = [(held, other) for held, other in self._gates if other is not gate]
+
+    def _is_held(self, path: str) -> bool:
+        return bool(self._held & {path, "*"})
 
     async def stream(
         self, exchange: Exchange, content_type: str, chunks: Iterable[bytes], interval: float
