@@ -225,9 +225,9 @@ class Foreman(Service):
         parts = self._parts
         if self._embedded is not None:
             self._embedded.startService()
-        parts.inventory.start()
         if parts.embedder is not None:
             parts.embedder.start()
+        parts.inventory.start()
         self._listener.accept()
         self._log.info(
             "foreman {version} listens on {address}, target {target}",

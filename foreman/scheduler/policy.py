@@ -26,6 +26,9 @@ class Lane(enum.Enum):
     INTERACTIVE = "interactive"
     DURABLE = "durable"
 
+    # Enum's own is a Python function, and a choice hashes lanes two dozen times.
+    __hash__ = object.__hash__
+
     @property
     def other(self) -> "Lane":
         return Lane.DURABLE if self is Lane.INTERACTIVE else Lane.INTERACTIVE

