@@ -152,7 +152,8 @@ class Exchange:
         if self.task.grant is not None and limits.run:
             candidates.append((self.started_at + limits.run, self._ran_too_long))
         # A turn that does not stream is silent until its end; it has the limit of its run.
-        watched = self.task.streams or self.streaming or (self.task.grant is None and self.task.limited)
+        task = self.task
+        watched = task.limited and (task.streams or self.streaming or task.grant is None)
         if watched and self.began_at is None:
             candidates.append((self.started_at + limits.first_byte, self._never_began))
         elif watched and not (self.client_paused and self.task.grant is None):
@@ -321,7 +322,8 @@ class Exchange:
         self.timer = None
         if self.producing:
             self.producing = False
-            if self.request.producer is not None:
+            # A client that has gone took its channel along.
+            if self.request.channel is not None:
                 self.request.unregisterProducer()
 
     def _fire(self, answered: bool) -> None:
