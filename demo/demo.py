@@ -70,7 +70,8 @@ class Daemon:
 
 def chat(url: str, model: str, question: str, tokens: int) -> "Iterator[tuple[str, dict[str, str]]]":
     """The pieces of an answer as they come, each with the answer's headers."""
-    body = {"model": model, "messages": [{"role": "user", "content": question}], "options": {"num_predict": tokens}}
+    messages = [{"role": "user", "content": question}]
+    body = {"model": model, "messages": messages, "options": {"num_predict": tokens}}
     request = urllib.request.Request(f"{url}/api/chat", json.dumps(body).encode())
     with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
         for line in answer:

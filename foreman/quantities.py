@@ -8,6 +8,8 @@ a sign, then numbers each with a unit (``ns us µs ms s m h``), such as ``1h30m`
 import re
 
 _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+# Go counts nanoseconds in 64 bits.
+_LONGEST_SECONDS = (2**63 - 1) / 1e9
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _UNIT_BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE = re.compile(r"(\d+)\s?(B|KiB|MiB|GiB|TiB|)", re.ASCII)
@@ -28,19 +30,27 @@ def parse_duration(text: str) -> float:
         at = match.end()
     if at == 0 or at != len(rest):
         raise ValueError("a duration is written as in 250ms, 30s or 1h30m")
+    if seconds > _LONGEST_SECONDS:
+        raise ValueError("a duration is at most 292 years")
     return sign * seconds
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest Go spelling of a number of seconds: ``90`` is ``1m30s``, ``0.25`` is ``250ms``."""
-    if seconds <= 0:
-        return "0s"
-    if seconds < 1:
-        return f"{seconds * 1000:g}ms"
-    hours, rest = divmod(seconds, 3600)
-    minutes, rest = divmod(rest, 60)
-    parts = ((f"{hours:.0f}h", hours), (f"{minutes:.0f}m", minutes), (f"{rest:g}s", rest))
-    return "".join(text for text, amount in parts if amount)
+    """The shortest Go spelling of a number of seconds, to the nanosecond: ``90`` is ``1m30s``."""
+    nanoseconds = round(abs(seconds) * 1e9)
+    sign = "-" if seconds < 0 and nanoseconds else ""
+    if nanoseconds < 10**9:
+        return f"{sign}{_decimal(nanoseconds, 6)}ms" if nanoseconds else "0s"
+    minutes, rest = divmod(nanoseconds, 60 * 10**9)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((f"{hours}h", hours), (f"{minutes}m", minutes), (f"{_decimal(rest, 9)}s", rest))
+    return sign + "".join(text for text, amount in parts if amount)
+
+
+def _decimal(count: int, places: int) -> str:
+    """`count` with so many of its digits behind the point, and no zeros at the end."""
+    whole, fraction = divmod(count, 10**places)
+    return f"{whole}.{fraction:0{places}}".rstrip("0").rstrip(".")
 
 
 def parse_size(text: str) -> int:

@@ -10,15 +10,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 from attrs import define
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
-from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
 
 from foreman import __version__
@@ -35,6 +31,7 @@ from foreman.settings import EMBEDDED_URL, Settings, SettingsError, load, unknow
 from foreman.target.client import OllamaClient, make_http
 from foreman.target.connection import Connections
 from foreman.target.embedder import Embedder
+from foreman.target.endpoint import target_endpoint
 from foreman.target.exchange import Limits
 from foreman.target.inventory import Inventory
 from foreman.target.reachability import Reachability
@@ -140,13 +137,19 @@ def _wire(reactor: Any, settings: Settings, url: str) -> _Parts:
         s.interactive_max_wait, s.durable_max_wait, s.interactive_visit, s.durable_visit, s.interactive_share
     )
     turn = Turn(reactor, keys, policy_limits, patience=s.target_wait, settle_limit=s.first_byte_timeout)
-    reachability = Reachability(reactor, url, client.version, s.target_wait, turn.block, turn.unblock)
-    connections = Connections(_endpoint(reactor, url, s.connect_timeout))
+
+    def found() -> None:
+        turn.unblock()
+        # A target that was away has other models loaded, if any, or is another one.
+        inventory.refresh()
+
+    reachability = Reachability(reactor, url, client.version, s.target_wait, turn.block, found)
+    connections = Connections(target_endpoint(reactor, url, s.connect_timeout))
     relay_limits = Limits(s.first_byte_timeout, s.silence_timeout, s.run_timeout, s.relay_buffer)
     relay = Relay(reactor, connections, reachability, url, s.ollama_token, not s.token, relay_limits)
     native = Native(reactor, relay, turn, inventory)
     embedder = (
-        Embedder(reactor, client, inventory, lambda: turn.free, lambda: turn.swaps, s.embed_model)
+        Embedder(reactor, client, inventory, lambda: turn.free, lambda: turn.swapped_at, s.embed_model)
         if s.embed_model
         else None
     )
@@ -171,14 +174,6 @@ def _wire(reactor: Any, settings: Settings, url: str) -> _Parts:
 
 def _refresh(inventory: Inventory) -> None:
     inventory.refresh()
-
-
-def _endpoint(reactor: Any, url: str, connect_timeout: float) -> IStreamClientEndpoint:
-    parts = urlsplit(url)
-    secure = parts.scheme == "https"
-    host = parts.hostname or ""
-    endpoint = HostnameEndpoint(reactor, host, parts.port or (443 if secure else 80), timeout=connect_timeout)
-    return wrapClientTLS(optionsForClientTLS(host), endpoint) if secure else endpoint
 
 
 def _unreachable(url: str, reachability: Reachability, inventory: Inventory) -> str | None:

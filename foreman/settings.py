@@ -22,6 +22,8 @@ from foreman.quantities import parse_duration, parse_size
 PREFIX = "FOREMAN"
 EMBEDDED_URL = "embedded:"
 _ENDPOINT = re.compile(r"[A-Za-z][A-Za-z0-9_]*:.+", re.ASCII)
+# `tcp:8080` is an endpoint, and no host named tcp.
+_ENDPOINTS_LIKE_HOSTS = ("tcp", "tcp6", "ssl")
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>\d+)", re.ASCII)
 
 
@@ -138,7 +140,7 @@ def _endpoints(text: str) -> tuple[str, ...]:
     """The Twisted endpoint strings to try in this order; the first that the machine has is used."""
     allowed = "an address is :8080, 127.0.0.1:8080, [::1]:8080, or an endpoint string such as ssl:8443:…"
     match = _HOST_PORT.fullmatch(text)
-    if match is None:
+    if match is None or match["host"] in _ENDPOINTS_LIKE_HOSTS:
         if _ENDPOINT.fullmatch(text):
             return (text,)
         raise ValueError(allowed)
@@ -300,10 +302,13 @@ def load(environment: Mapping[str, str]) -> Settings:
 
 def unknown(environment: Mapping[str, str]) -> list[str]:
     """A sentence for each ``FOREMAN_*`` variable that is no setting: most often a slip of the pen."""
-    names = [name for name, _, _ in variables()]
+    # Without the prefix, which is alike in all.
+    names = [name.removeprefix(f"{PREFIX}_") for name, _, _ in variables()]
     sentences = []
     for given in sorted(environment):
-        if given.startswith(f"{PREFIX}_") and given not in names:
-            near = difflib.get_close_matches(given, names, n=1)
-            sentences.append(f"{given} is not a setting" + (f"; did you mean {near[0]}?" if near else "."))
+        rest = given.removeprefix(f"{PREFIX}_")
+        if rest != given and rest not in names:
+            near = difflib.get_close_matches(rest, names, n=1)
+            hint = f"; did you mean {PREFIX}_{near[0]}?" if near else "."
+            sentences.append(f"{given} is not a setting{hint}")
     return sentences

@@ -14,9 +14,11 @@ def main() -> None:
         prog="foreman", description="A queue and a relay in front of one Ollama."
     )
     parser.add_argument("--version", action="version", version=f"foreman {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="run the daemon in the foreground; settings are FOREMAN_* variables")
-    parser.parse_args()
+    if parser.parse_args().command is None:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
     # The same daemon as `twistd -n foreman`. No pidfile: a stale one would block the next start.
     sys.argv = ["twistd", "--nodaemon", "--pidfile=", "--logger=foreman.logs.stderr_observer", "foreman"]
     twistd.run()

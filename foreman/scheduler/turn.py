@@ -96,13 +96,13 @@ class Turn:
     _patience: float
     _settle_limit: float
     on_swap: Callable[[], None] | None = None
-    swaps: int = field(default=0, init=False)  # grants whose key was not resident, so far
     _lines: Lines = field(factory=Lines, init=False)
     _visits: Visits = field(factory=Visits, init=False)
     _ledger: Ledger = field(init=False)
     _takes: dict[str, _Take] = field(factory=dict, init=False)  # those who wait, by job id
     _arrivals: "itertools.count[int]" = field(factory=itertools.count, init=False)
     _holder: Grant | None = field(default=None, init=False)
+    _swapped_at: float | None = field(default=None, init=False)
     _granting: bool = field(default=False, init=False)
     _accounted_at: float = field(default=0.0, init=False)
     _settling_until: float = field(default=0.0, init=False)  # or the next first byte, if that is earlier
@@ -139,6 +139,16 @@ class Turn:
     def holder(self) -> str | None:
         """The id of the job that holds the turn."""
         return None if self._holder is None else self._holder.job_id
+
+    @property
+    def swapped_at(self) -> float | None:
+        """The clock's seconds at the end of the last swap, which is now while one is under way.
+
+        What the target evicted before its last swap began, it did not evict for foreman.
+        """
+        if self._holder is not None and self._holder.swap and not self._holder.answered:
+            return self._clock.seconds()
+        return self._swapped_at
 
     def block(self, error: ForemanError) -> None:
         """The target is unreachable: grant nothing, and stop the waiting clocks, until `unblock`.
@@ -191,6 +201,7 @@ class Turn:
             self._stop_waiting(take)
         elif take.grant is not None and take.grant is self._holder:
             self._account()
+            self._swapped_at = self.swapped_at
             if take.grant.aborted and not take.grant.answered:
                 self._settling_until = self._clock.seconds() + self._settle_limit
                 self._settling_lane = take.lane
@@ -236,7 +247,6 @@ class Turn:
         self._visits.chosen(choice, now)
         self._ledger.begin_run(take.lane)
         self._holder = self._make_grant(take, choice, choice.key not in residents)
-        self.swaps += self._holder.swap
         return take, self._holder
 
     def _make_grant(self, take: _Take, choice: Choice, swap: bool) -> Grant:
@@ -258,6 +268,7 @@ class Turn:
         if grant is not self._holder:
             return
         self._account()
+        self._swapped_at = self.swapped_at
         grant.answered = True
         self._settling_until = 0.0
         self._keys.ran(grant.key, self._clock.seconds())

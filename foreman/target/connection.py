@@ -120,8 +120,10 @@ class Connection(TwistedProtocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as why:
-            self._broke(f"the target answered what is not HTTP: {why}")
-            return
+            if not self._complete:
+                self._broke(f"the target answered what is not HTTP: {why}")
+                return
+            self._keep_alive = False
         # Given up meanwhile: the connection is on its way out, and must not be used again.
         if self._complete and self._answer is not None:
             self._ended()
@@ -161,6 +163,9 @@ class Connection(TwistedProtocol):
 
     def on_message_begin(self) -> None:
         """A head begins; after a 1xx there is another."""
+        if self._complete:
+            # Nobody asked for another answer: what else this connection says is not to be trusted.
+            self._keep_alive = False
         self._headers = []
         self._reason = b""
 
@@ -175,7 +180,7 @@ class Connection(TwistedProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is complete."""
-        if self._parser is None or self._answer is None:
+        if self._parser is None or self._answer is None or self._complete:
             return
         status = self._parser.get_status_code()
         self._informational = 100 <= status < 200
@@ -198,6 +203,9 @@ class Connection(TwistedProtocol):
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body: kept until its chunk is whole, or passed on."""
+        if self._complete:
+            self._keep_alive = False  # a body after an answer that has none
+            return
         if self._answer is None:
             return
         if self._pieces is None:

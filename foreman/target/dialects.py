@@ -53,6 +53,17 @@ def error_body(dialect: Dialect, status: int, code: str, sentence: str) -> bytes
     return json.dumps(_error_object(dialect, status, code, sentence)).encode()
 
 
+def _kind(content_type: bytes) -> bytes:
+    return content_type.partition(b";")[0].strip().lower()
+
+
+def ends_whole(content_type: bytes, tail: bytes) -> bool:
+    """Whether `tail`, the last four bytes or fewer that were sent, ends a line, or in SSE an event."""
+    if not tail or _kind(content_type) != b"text/event-stream":
+        return tail[-1:] in (b"", b"\n")
+    return tail.endswith((b"\n\n", b"\n\r\n"))
+
+
 def last_words(
     dialect: Dialect, content_type: bytes, status: int, code: str, sentence: str, *, after_newline: bool
 ) -> bytes:
@@ -60,9 +71,10 @@ def last_words(
     The error that ends a stream which has begun: an NDJSON line, or a server-sent event.
 
     Empty when the answer is no stream: nothing that could be added would leave it readable.
-    `after_newline` is whether the last byte sent was a newline; a line cut in its middle is ended first.
+    `after_newline` is whether what was sent is whole (`ends_whole`); what was cut in its middle is ended
+    first, or the error would be taken for a part of it.
     """
-    kind = content_type.partition(b";")[0].strip().lower()
+    kind = _kind(content_type)
     if kind == b"application/x-ndjson":
         line = json.dumps({"error": sentence}).encode() + b"\n"
         return line if after_newline else b"\n" + line

@@ -37,7 +37,7 @@ class Embedder:
     tried hourly, until a pin has outlived those ten minutes.
 
     :ivar turn_free: whether nobody has the turn and nobody waits for it.
-    :ivar swaps: how many swaps foreman has caused since its start.
+    :ivar swapped_at: the clock's seconds at the end of foreman's last swap; now, while one is under way.
     :ivar model: the name of the embedding model.
     :ivar resident: whether the last look found it pinned.
     :ivar hint: a sentence for people on why it is not resident; ``None`` when there is nothing to say.
@@ -47,13 +47,13 @@ class Embedder:
     client: OllamaClient
     inventory: Inventory
     turn_free: Callable[[], bool]
-    swaps: Callable[[], int]
+    swapped_at: Callable[[], float | None]
     model: str
     resident: bool = field(default=False, init=False)
     hint: str | None = field(default=None, init=False)
     _held: bool = field(default=False, init=False)  # pinned, and not yet seen gone
     _pinned_at: float = field(default=0.0, init=False)
-    _swaps_when_seen: int = field(default=0, init=False)
+    _seen_at: float = field(default=0.0, init=False)  # the last moment at which it surely was resident
     _evicted_at: list[float] = field(factory=list, init=False)
     _given_up: bool = field(default=False, init=False)
     _next_try: float = field(default=0.0, init=False)
@@ -78,7 +78,7 @@ class Embedder:
         if ps_asked_at is None or self._busy:
             return
         if any(self._is_pinned(entry) for entry in self.inventory.loaded):
-            self._seen()
+            self._seen(ps_asked_at)
             return
         self.resident = False
         if self._held:
@@ -105,13 +105,13 @@ class Embedder:
         its = self.inventory.model_by_digest(entry.digest)
         return mine is not None and its is not None and mine.weights == its.weights
 
-    def _seen(self) -> None:
+    def _seen(self, ps_asked_at: float) -> None:
         if not self.resident:
             self._log.info("the embedding model {model} is resident", model=self.model)
         self.resident = True
         self.hint = None
         self._held = True
-        self._swaps_when_seen = self.swaps()
+        self._seen_at = ps_asked_at
         if self._given_up and self.clock.seconds() - self._pinned_at > EVICTION_WINDOW_SECONDS:
             self._given_up = False
             self._next_try = self.clock.seconds()
@@ -119,7 +119,9 @@ class Embedder:
     def _gone(self) -> None:
         """It was pinned and is not any more: say whose doing that was."""
         self._held = False
-        own = self.swaps() > self._swaps_when_seen
+        # A swap that was under way when it was last seen may have evicted it afterwards.
+        swapped_at = self.swapped_at()
+        own = swapped_at is not None and swapped_at >= self._seen_at
         self._log.info("the embedding model {model} is gone (own swap: {own})", model=self.model, own=own)
         if not own:
             return
@@ -147,7 +149,7 @@ class Embedder:
             # A swap may take it before it is seen.
             self._held = True
             self._pinned_at = self.clock.seconds()
-            self._swaps_when_seen = self.swaps()
+            self._seen_at = self._pinned_at
         finally:
             self._busy = False
         # A pin that the target forgets at once must not become a loop.

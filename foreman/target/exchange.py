@@ -12,7 +12,7 @@ from zope.interface import implementer
 from foreman.errors import ForemanError, TargetTimeout
 from foreman.quantities import format_duration, format_size
 from foreman.target.connection import Connection
-from foreman.target.dialects import Dialect, last_words
+from foreman.target.dialects import Dialect, ends_whole, last_words
 
 # RFC 9110 §7.6.1, and the Keep-Alive and Proxy-Connection of old.
 HOP_BY_HOP = frozenset(
@@ -117,7 +117,7 @@ class Exchange:
     outcome: Outcome = field(factory=lambda: Outcome(0, 0), init=False)
     content_type: bytes = field(default=b"", init=False)
     streaming: bool = field(default=False, init=False)
-    last_byte: int = field(default=0x0A, init=False)
+    tail: bytes = field(default=b"", init=False)
     began_at: float | None = field(default=None, init=False)
     started_at: float = field(default=0.0, init=False)
     active_at: float = field(default=0.0, init=False)
@@ -242,7 +242,7 @@ class Exchange:
         """Pass a chunk on: one write is one chunk."""
         self.active_at = self.clock.seconds()
         self.outcome.sent_bytes += len(data)
-        self.last_byte = data[-1]
+        self.tail = data[-4:] if len(data) > 3 else (self.tail + data)[-4:]
         self.request.write(data)
         if self.client_paused and self.task.grant is not None:
             self.behind_bytes += len(data)
@@ -284,7 +284,7 @@ class Exchange:
             error.status,
             error.code,
             str(error),
-            after_newline=self.last_byte == 0x0A,
+            after_newline=ends_whole(self.content_type, self.tail),
         )
         if words:
             request.write(words)
@@ -340,6 +340,8 @@ class Exchange:
 
     def pauseProducing(self) -> None:
         """The client does not keep up. A turn goes on into a bounded buffer; all else waits for it."""
+        if self.client_paused:
+            return  # Twisted says it again at every write
         self.client_paused = True
         self.behind_bytes = 0
         if self.task.grant is None and self.connection is not None:

@@ -20,6 +20,8 @@ _RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 # The standard library's scanner holds the reactor for about 10 ms a MiB; what msgspec refuses is rarely big.
 _TOLERANT_LIMIT_BYTES = 8 << 20
 _WANTED = frozenset({"model", "stream", "keep_alive", "prompt", "messages"})
+# Go leaves a string as it was when null follows; a list or a pointer becomes empty.
+_STRINGS = frozenset({"model", "prompt"})
 _MULTIPART_MODEL = re.compile(
     rb'content-disposition:[^\r\n]*[; ]name="?model"?(?=[;\r ])[^\r\n]*\r\n'  # the part's own header …
     rb"(?:[^\r\n]+\r\n)*\r\n"  # … any others, an empty line …
@@ -86,8 +88,9 @@ def _read(body: Any) -> dict[str, Any] | None:
         name = key if key in _WANTED else _fold(key)
         if name not in _WANTED:
             continue
-        if name in fields:
-            return _read_tolerantly(body)  # a dict has lost which of two spellings came last
+        # A dict has lost which of two spellings came last, and what came before a null.
+        if name in fields or (name in _STRINGS and bytes(memoryview(value)[:5]) == b"null"):
+            return _read_tolerantly(body)
         fields[name] = _summary(name, value)
     return fields
 
@@ -109,8 +112,8 @@ def _read_tolerantly(body: Any) -> dict[str, Any] | None:
         return None
 
     def pairs_to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # Go leaves a string as it was when null follows.
-        return {_fold(key): value for key, value in pairs if value is not None}
+        folded = ((_fold(key), value) for key, value in pairs)
+        return {name: value for name, value in folded if value is not None or name not in _STRINGS}
 
     text = bytes(body).decode("utf-8", "replace").lstrip(" \t\r\n")
     try:

@@ -339,9 +339,9 @@ def _read(exchange: Exchange) -> Json:
     if not exchange.body:
         raise RefusalError(400, "missing request body")
     try:
-        body = json.loads(exchange.body)
+        body = json.loads(exchange.body.decode("utf-8", "replace"))
     except json.JSONDecodeError as error:
-        rest = error.doc[error.pos :].strip()
+        rest = error.doc[error.pos :].strip(" \t\r\n")
         if not rest:
             raise RefusalError(400, "unexpected EOF") from error
         raise RefusalError(400, f"invalid character '{rest[0]}' looking for beginning of value") from error

@@ -32,9 +32,9 @@ class App:
     @app.route("/healthz", methods=["GET", "HEAD"])
     def healthz(self, request: IRequest) -> bytes:
         """Always 200 while the daemon serves; `degraded` says whether all is well."""
-        request.setHeader(b"Content-Type", b"application/json")
         request.setHeader(b"Cache-Control", b"no-store")
-        return json.dumps(self._health.report(), separators=(",", ":")).encode()
+        body = json.dumps(self._health.report(), separators=(",", ":")).encode()
+        return _answer(request, 200, b"application/json", body)
 
     @app.handle_errors(HTTPException)
     def http_error(self, request: IRequest, failure: Failure) -> bytes:
@@ -44,17 +44,23 @@ class App:
         allowed = getattr(error, "valid_methods", None)
         if allowed:
             request.setHeader(b"Allow", ", ".join(sorted(allowed)).encode())
-        request.setResponseCode(status)
-        request.setHeader(b"Content-Type", PROBLEM_JSON)
         code = {404: "not_found", 405: "method_not_allowed"}.get(status, "http_error")
         path, method = request.path.decode("latin-1"), request.method.decode("latin-1")
         detail = f"foreman has no {path}" if status == 404 else f"{path} does not take {method}"
-        return problem(status, code, detail)
+        return _answer(request, status, PROBLEM_JSON, problem(status, code, detail))
 
     @app.handle_errors(Exception)
     def unexpected(self, request: IRequest, failure: Failure) -> bytes:
         """A fault of foreman's own: the log has the traceback, the caller a code."""
         self._log.failure("a request to {path} failed inside foreman", failure, path=request.path)
-        request.setResponseCode(500)
-        request.setHeader(b"Content-Type", PROBLEM_JSON)
-        return problem(500, "internal_error", "something went wrong inside foreman; its log says what")
+        body = problem(500, "internal_error", "something went wrong inside foreman; its log says what")
+        return _answer(request, 500, PROBLEM_JSON, body)
+
+
+def _answer(request: IRequest, status: int, content_type: bytes, body: bytes) -> bytes:
+    request.setResponseCode(status)
+    request.setHeader(b"Content-Type", content_type)
+    request.setHeader(b"Content-Length", b"%d" % len(body))
+    # twisted.web's own; the target's answers have none either.
+    request.responseHeaders.removeHeader(b"Server")
+    return body

@@ -82,10 +82,11 @@ class Native:
         try:
             async with self._turn.take(Lane.INTERACTIVE, job.id, peek.model) as grant:
                 job.started_at = self._clock.seconds()
-                queue_ms = b"%d" % round(grant.queued_seconds * 1000)
-                request.responseHeaders.setRawHeaders(b"X-Foreman-Queue-Ms", [queue_ms])
+                _say_queued(request, grant.queued_seconds)
                 job.outcome = await self._relay.carry(request, Task(dialect, peek.streams, grant=grant))
         except ForemanError as error:
+            if job.started_at is None:  # it waited in vain
+                _say_queued(request, self._clock.seconds() - job.arrived_at)
             job.outcome = Outcome(error.status, 0, error)
             raise
         except CancelledError:
@@ -159,6 +160,10 @@ def _peek(request: Request, route: Route) -> Peek:
     # 15 ms for 50 MiB of images, nothing copied.
     with mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as body:
         return look(body, route, content_type, encoding)
+
+
+def _say_queued(request: Request, seconds: float) -> None:
+    request.responseHeaders.setRawHeaders(b"X-Foreman-Queue-Ms", [b"%d" % round(seconds * 1000)])
 
 
 def _say(request: Request, error: ForemanError) -> None:

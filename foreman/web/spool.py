@@ -1,7 +1,8 @@
 """Where large request bodies are kept while they are on their way: nameless files beside the database."""
 
 import os
-from tempfile import SpooledTemporaryFile
+from tempfile import TemporaryFile
+from typing import IO, cast
 
 from attrs import frozen
 
@@ -18,6 +19,6 @@ class Spool:
         disk = os.statvfs(self.folder)
         return disk.f_bavail * disk.f_frsize >= size_bytes + self.reserve_bytes
 
-    def open(self, in_memory_bytes: int) -> "SpooledTemporaryFile[bytes]":
-        """A file without a name, so that a crash leaves nothing behind; small ones stay in memory."""
-        return SpooledTemporaryFile(max_size=in_memory_bytes, dir=self.folder)
+    def open(self) -> IO[bytes]:
+        """A file without a name, so that a crash leaves nothing behind."""
+        return cast(IO[bytes], TemporaryFile(dir=self.folder))

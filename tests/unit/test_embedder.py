@@ -32,9 +32,9 @@ class Bench:
         self.client = OllamaClient(self, "http://target:11434", "", self.clock, 10, load_timeout_seconds=100)
         self.inventory = Inventory(self.clock, self.client, INTERVAL)
         self.turn_free = True
-        self.swaps = 0
+        self.swapped_at: float | None = None
         self.embedder = Embedder(
-            self.clock, self.client, self.inventory, lambda: self.turn_free, lambda: self.swaps, model
+            self.clock, self.client, self.inventory, lambda: self.turn_free, lambda: self.swapped_at, model
         )
         self.embedder.start()
 
@@ -56,7 +56,7 @@ class Bench:
     async def swap(self, name: str) -> None:
         """A generation of foreman's own, after which it looks at once."""
         await self.use(name)
-        self.swaps += 1
+        self.swapped_at = self.clock.seconds()
         await self.inventory.refresh()
 
 
@@ -210,12 +210,32 @@ async def test_evicted_before_it_was_verified() -> None:
         bench.fake.release("/api/embed")
         bench.stub.flush()
         await bench.use("alpha")
-        bench.swaps += 1
+        bench.swapped_at = bench.clock.seconds()
         bench.fake.hold("/api/embed")
         bench.fake.release("/api/ps")
         bench.stub.flush()
         assert not bench.embedder.resident
         bench.pass_seconds(30)
+    assert bench.pins() == 2
+    assert "OLLAMA_MAX_LOADED_MODELS=2" in bench.embedder.hint
+    await bench.inventory.stop()
+
+
+async def test_seen_while_a_swap_was_under_way() -> None:
+    """A poll between the grant and the eviction still finds it: it was that swap all the same."""
+    bench = Bench(slots=1)
+    bench.inventory.start()
+    for _ in range(2):
+        bench.pass_seconds(30)
+        assert bench.embedder.resident
+        bench.turn_free = False
+        bench.swapped_at = bench.clock.seconds()
+        await bench.inventory.refresh()
+        assert bench.embedder.resident
+        bench.pass_seconds(5)
+        await bench.swap("alpha")
+        bench.turn_free = True
+        await bench.inventory.refresh()
     assert bench.pins() == 2
     assert "OLLAMA_MAX_LOADED_MODELS=2" in bench.embedder.hint
     await bench.inventory.stop()

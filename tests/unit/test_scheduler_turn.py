@@ -262,7 +262,7 @@ def test_forty_jobs_that_alternate_two_models_cost_two_swaps() -> None:
     jobs = [SimulatedJob(str(n), INTERACTIVE, "ab"[n % 2], 0, 0.0, 0.25) for n in range(40)]
     simulation = Simulation({"a": 1.0, "b": 1.0})
     runs = simulation.run(jobs)
-    assert (len(runs), simulation.turn.swaps) == (40, 2)
+    assert (len(runs), sum(run.swap for run in runs)) == (40, 2)
     assert [run.job.model for run in runs] == ["a"] * 20 + ["b"] * 20
 
 
@@ -351,7 +351,29 @@ def test_the_first_byte_makes_the_key_resident_and_tells_of_the_swap_once(bench:
     bench.come("3", model="b")
     bench.grant("3").first_byte()
     bench.leave("3")
-    assert (told, bench.turn.swaps) == (["1", "3"], 2)
+    assert told == ["1", "3"]
+
+
+def test_a_swap_lasts_from_its_grant_to_the_first_byte_or_the_end(bench: Bench) -> None:
+    """`swapped_at` is now while one is under way, and its end afterwards; a resident key changes nothing."""
+    assert bench.turn.swapped_at is None
+    bench.come("1")
+    bench.clock.advance(5)
+    assert bench.turn.swapped_at == bench.clock.seconds()
+    bench.grant("1").first_byte()
+    first_byte_at = bench.clock.seconds()
+    bench.clock.advance(5)
+    bench.leave("1")
+    bench.come("2")
+    bench.grant("2").first_byte()
+    bench.leave("2")
+    assert bench.turn.swapped_at == first_byte_at
+    bench.come("3", model="b")
+    bench.clock.advance(5)
+    bench.leave("3")
+    left_at = bench.clock.seconds()
+    bench.clock.advance(5)
+    assert bench.turn.swapped_at == left_at
 
 
 def test_a_first_byte_after_the_block_teaches_nothing(bench: Bench) -> None:
