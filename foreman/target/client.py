@@ -15,16 +15,17 @@ from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IReactorTCP, IReactorTime
+from twisted.internet.interfaces import IReactorTCP, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
+from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from foreman.errors import TargetFailed, TargetTimeout, TargetUnreachable
+from foreman.target.endpoint import target_endpoint
 
 BODY_LIMIT_BYTES = 16 * 1024 * 1024
 """The largest answer that is read. ``/api/tags`` of a thousand models is under 1 MiB."""
@@ -102,7 +103,8 @@ def make_http(reactor: IReactorTCP, connect_timeout: float) -> HTTPClient:
     :param connect_timeout: seconds until a connection that does not come about is given up.
     """
     pool = HTTPConnectionPool(reactor, persistent=False)
-    agent = _IdentityAgent(Agent(reactor, pool=pool, connectTimeout=connect_timeout))
+    endpoints = _Endpoints(reactor, connect_timeout)
+    agent = _IdentityAgent(Agent.usingEndpointFactory(reactor, endpoints, pool))
     return HTTPClient(agent, cookiejar=IndexableCookieJar(DefaultCookiePolicy(allowed_domains=[])))
 
 
@@ -278,6 +280,18 @@ class _Collector(Protocol):
         self.pieces.clear()
         if self.transport is not None:
             self.transport.loseConnection()
+
+
+@implementer(IAgentEndpointFactory)
+@frozen
+class _Endpoints:
+    """Connects as the relay does, so that a question that is cut while it connects ends as cancelled."""
+
+    reactor: IReactorTCP
+    connect_timeout: float
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
+        return target_endpoint(self.reactor, uri.toBytes().decode("ascii"), self.connect_timeout)
 
 
 @implementer(IAgent)

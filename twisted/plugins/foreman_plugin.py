@@ -1,4 +1,4 @@
-"""Tells twistd about foreman. Every twistd on the machine imports this file, so it imports nothing of ours."""
+"""Tells twistd about foreman. Every twistd on the machine imports this file: it imports nothing of ours."""
 
 from twisted.application.service import ServiceMaker
 
