@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from attrs import define, evolve, field
+from attrs import define, field
 
 from foreman.scheduler.keys import ModelKey
 from foreman.scheduler.policy import Choice, Lane, Line, Visit
@@ -36,4 +36,4 @@ class Visits:
     def lasted(self, lane: Lane, seconds: float) -> None:
         """The visit of this lane held the turn for so many seconds more."""
         visit = self.current[lane]
-        self.current[lane] = evolve(visit, seconds=visit.seconds + seconds)
+        self.current[lane] = Visit(visit.key, visit.seconds + seconds)
