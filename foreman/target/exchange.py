@@ -55,7 +55,7 @@ class Grant(Protocol):
 class Caller(Protocol):
     """What a client's connection offers beyond twisted.web's own."""
 
-    def cut(self) -> None:
+    def loseConnection(self) -> None:
         """Flush what was written, and close without ending the answer."""
 
     def abort(self) -> None:
@@ -288,7 +288,7 @@ class Exchange:
         )
         if words:
             request.write(words)
-        cast(Caller, request.channel).cut()
+        cast(Caller, request.channel).loseConnection()
         self._fire(True)
 
     def _cut_slow_client(self) -> None:

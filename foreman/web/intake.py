@@ -230,10 +230,11 @@ class Channel(HTTPChannel):
         """A request is being received or answered."""
         return bool(self.requests)
 
-    def cut(self) -> None:
-        """Flush what was written, and close without ending the answer."""
-        self._abort_later(_FLUSH_SECONDS)
-        self.loseConnection()
+    def loseConnection(self) -> None:
+        """Flush and close; a client that takes nothing more is reset, or it would hold its buffer for ever."""
+        if self in self.site.channels:
+            self._abort_later(_FLUSH_SECONDS)
+        super().loseConnection()
 
     def linger(self) -> None:
         """Say that no more will be written, and read on until the client has seen it."""

@@ -129,7 +129,7 @@ class Native:
         if getattr(request, "channel", None) is None:
             return
         if request.startedWriting:
-            cast(Caller, request.channel).cut()
+            cast(Caller, request.channel).loseConnection()
         else:
             _say(request, ForemanError("something went wrong inside foreman; its log says what"))
 
