@@ -179,7 +179,9 @@ def _refresh(inventory: Inventory) -> None:
 def _unreachable(url: str, reachability: Reachability, inventory: Inventory) -> str | None:
     if not reachability.up:
         return f"{url} cannot be reached: {reachability.reason}"
-    return None if inventory.reachable else f"{url} has not answered the last poll"
+    if inventory.reachable:
+        return None
+    return f"{url} did not answer the last poll" if inventory.known else f"{url} has not answered yet"
 
 
 def _stalled(relay: Relay, settings: Settings) -> str | None:
@@ -238,6 +240,12 @@ class Foreman(Service):
 
     async def _stop(self) -> None:
         parts = self._parts
+        running = sum(channel.busy for channel in parts.site.channels)
+        self._log.info(
+            "stopping: what runs ({running}) gets {grace}",
+            running=running,
+            grace=format_duration(self._settings.stop_grace),
+        )
         await self._listener.close()
         parts.native.stop()
         parts.turn.close(Stopping())

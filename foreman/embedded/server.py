@@ -256,10 +256,11 @@ def _refuse(failure: Failure, request: Request) -> None:
 
 
 def _note(_: None, request: Request) -> None:
-    """One short line for each request; reads come with every poll and are told at debug level."""
-    emit = log.debug if request.method in READS else log.info
+    """One short line for each request but the reads, which come with every poll."""
+    if request.method in READS:
+        return
     outcome = request.code if request.finished else "client left"
-    emit(
+    log.info(
         "{method} {path} {outcome}",
         method=request.method.decode(),
         path=request.path.decode(),

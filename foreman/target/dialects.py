@@ -48,9 +48,14 @@ def _error_object(dialect: Dialect, status: int, code: str, sentence: str) -> di
     return {"error": {"message": sentence, "type": kind, "param": None, "code": code}}
 
 
+def _json(value: dict[str, object]) -> bytes:
+    """Without spaces, as Go writes it."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
 def error_body(dialect: Dialect, status: int, code: str, sentence: str) -> bytes:
     """The whole body of an error answer; its Content-Type is ``application/json``."""
-    return json.dumps(_error_object(dialect, status, code, sentence)).encode()
+    return _json(_error_object(dialect, status, code, sentence))
 
 
 def _kind(content_type: bytes) -> bytes:
@@ -76,7 +81,7 @@ def last_words(
     """
     kind = _kind(content_type)
     if kind == b"application/x-ndjson":
-        line = json.dumps({"error": sentence}).encode() + b"\n"
+        line = _json({"error": sentence}) + b"\n"
         return line if after_newline else b"\n" + line
     if kind != b"text/event-stream":
         return b""
@@ -86,5 +91,5 @@ def last_words(
         name, event = b"event: error\n", {"type": "error", "code": code, "message": sentence, "param": None}
     elif dialect is Dialect.ANTHROPIC:
         name = b"event: error\n"
-    text = name + b"data: " + json.dumps(event).encode() + b"\n\n"
+    text = name + b"data: " + _json(event) + b"\n\n"
     return text if after_newline else b"\n\n" + text

@@ -231,7 +231,7 @@ class Channel(HTTPChannel):
         return bool(self.requests)
 
     def loseConnection(self) -> None:
-        """Flush and close; a client that takes nothing more is reset, or it would hold its buffer for ever."""
+        """Flush and close; a client that takes nothing more is reset, or its buffer would stay for ever."""
         if self in self.site.channels:
             self._abort_later(_FLUSH_SECONDS)
         super().loseConnection()

@@ -12,9 +12,8 @@ PROBLEM_JSON = b"application/problem+json"
 def problem(status: int, code: str, detail: str) -> bytes:
     """The body of one problem."""
     title = HTTPStatus(status).phrase
-    return json.dumps(
-        {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
-    ).encode()
+    members = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
+    return json.dumps(members, separators=(",", ":")).encode()
 
 
 def error_answer(path: bytes, own: bool, error: ForemanError) -> tuple[bytes, bytes]:

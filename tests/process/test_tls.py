@@ -89,7 +89,7 @@ def test_tls(certificate: Path, tmp_path: Path) -> None:
                 received += client.recv(65536)
             daemon.signal(signal.SIGTERM)
             rest = read_all(client)
-            assert b'{"error": "foreman is stopping; send the request again in a moment"}\n' in rest
+            assert b'{"error":"foreman is stopping; send the request again in a moment"}\n' in rest
             assert not rest.endswith(b"0\r\n\r\n")
         daemon.wait()
         assert "Traceback" not in daemon.text(), daemon.text()

@@ -72,8 +72,8 @@ def test_no_words_where_there_is_no_stream(dialect: Dialect, kind: bytes):
 @pytest.mark.parametrize("dialect", Dialect)
 def test_last_words_in_ndjson_are_a_line(dialect: Dialect, kind: bytes):
     """One line; a line that was cut is ended first."""
-    assert words(dialect, kind) == b'{"error": "no"}\n'
-    assert words(dialect, kind, after_newline=False) == b'\n{"error": "no"}\n'
+    assert words(dialect, kind) == b'{"error":"no"}\n'
+    assert words(dialect, kind, after_newline=False) == b'\n{"error":"no"}\n'
 
 
 @pytest.mark.parametrize(
