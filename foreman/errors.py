@@ -4,12 +4,19 @@ The errors of foreman: one tree, each with a stable code and one sentence for a 
 `code` is part of the contract (``docs/reference/errors.md``): programs match on it.
 """
 
+from collections.abc import Mapping, Sequence
+
 
 class ForemanError(Exception):
     """Something that foreman has to say to a person; ``str()`` is the sentence."""
 
     code = "internal_error"
     status = 500
+
+    @property
+    def members(self) -> Mapping[str, object]:
+        """What a program is told beside the sentence, on foreman's own paths."""
+        return {}
 
 
 class TargetUnreachable(ForemanError):
@@ -40,6 +47,48 @@ class TargetTimeout(TargetFailed):
 
     code = "target_timeout"
     status = 504
+
+
+class ExecutionTimeout(TargetTimeout):
+    """A generation was cut because it took longer than its limit in all."""
+
+    code = "execution_timeout"
+
+
+class TargetRefused(TargetFailed):
+    """The target answered with a status other than 200; `target_body` is the beginning of what it said."""
+
+    code = "target_refused"
+
+    def __init__(self, target_status: int, target_body: str) -> None:
+        super().__init__(f"the target answered with status {target_status}: {target_body}")
+        self.target_status = target_status
+        self.target_body = target_body
+
+
+class BadResponse(TargetFailed):
+    """The target answered something that is not Ollama's."""
+
+    code = "bad_response"
+
+
+class IncompleteResponse(TargetFailed):
+    """The target's stream ended before its last line, the one with `done`."""
+
+    code = "incomplete_response"
+
+    def __init__(self) -> None:
+        super().__init__("the target's answer ended without its last line, the one with done: true")
+
+
+class TargetSaid(TargetFailed):
+    """The target ended its stream with an error line; `target_body` is its text."""
+
+    code = "target_error"
+
+    def __init__(self, target_body: str) -> None:
+        super().__init__(f"the target broke off with an error: {target_body}")
+        self.target_body = target_body
 
 
 class Stopping(ForemanError):
@@ -83,3 +132,167 @@ class DiskFull(ForemanError):
 
     def __init__(self, folder: str) -> None:
         super().__init__(f"there is no room for the request body in {folder}, beside FOREMAN_DB_PATH")
+
+
+class DatabaseRefused(ForemanError):
+    """The database cannot be used, and foreman does not start."""
+
+    code = "database_refused"
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"FOREMAN_DB_PATH is {path!r}: {reason}.")
+
+
+class DatabaseFull(ForemanError):
+    """There is no room for what was to be written. Nothing of it was kept."""
+
+    code = "database_full"
+    status = 507
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"the disk of FOREMAN_DB_PATH, {path!r}, is full: nothing was written")
+
+
+class DatabaseUnavailable(ForemanError):
+    """The database cannot be read or written now. What was to be written was not kept."""
+
+    code = "database_unavailable"
+    status = 503
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"the database of FOREMAN_DB_PATH, {path!r}, cannot be used now: {reason}")
+
+
+class JobUnfinished(ForemanError):
+    """The job waits or runs, and what was asked for is for jobs that have ended."""
+
+    code = "job_unfinished"
+    status = 409
+
+    def __init__(self, job_id: str, status: str, action: str) -> None:
+        super().__init__(f"job {job_id} is {status}; only an ended job can be {action}; cancel it first")
+
+
+class BadCursor(ForemanError):
+    """The text given as `after` is not the cursor of a page."""
+
+    code = "bad_cursor"
+    status = 422
+
+    def __init__(self, cursor: str) -> None:
+        super().__init__(f"after is {cursor!r}, which is not a cursor: give the `next` of an earlier page")
+
+
+class NotJson(ForemanError):
+    """A body that is not JSON; `reason` says where."""
+
+    code = "not_json"
+    status = 400
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the body is not JSON: {reason}")
+
+
+class NotAnObject(ForemanError):
+    """A body that is JSON, and no object."""
+
+    code = "not_an_object"
+    status = 400
+
+    def __init__(self) -> None:
+        super().__init__("the body is not a JSON object: a job is written as {…}")
+
+
+class InvalidFields(ForemanError):
+    """Some fields of a body cannot be used. Each complaint has a `pointer` (RFC 6901) and a `detail`."""
+
+    code = "invalid_fields"
+    status = 422
+
+    def __init__(self, complaints: Sequence[Mapping[str, str]]) -> None:
+        super().__init__(_summary("field", "pointer", complaints))
+        self.complaints = tuple(complaints)
+
+    @property
+    def members(self) -> Mapping[str, object]:
+        return {"errors": self.complaints}
+
+
+class InvalidParameters(ForemanError):
+    """Some parameters of a query cannot be used. Each complaint has a `parameter` and a `detail`."""
+
+    code = "invalid_parameters"
+    status = 422
+
+    def __init__(self, complaints: Sequence[Mapping[str, str]]) -> None:
+        super().__init__(_summary("parameter", "parameter", complaints))
+        self.complaints = tuple(complaints)
+
+    @property
+    def members(self) -> Mapping[str, object]:
+        return {"errors": self.complaints}
+
+
+class ModelNotFound(ForemanError):
+    """The target does not have the model, and the job has no time to wait for it."""
+
+    code = "model_not_found"
+    status = 404
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"model {model!r} is not installed at the target: pull it, or say in job.start_within "
+            "how long the job may wait for it"
+        )
+
+
+class JobNotFound(ForemanError):
+    """There is no such job, or it is too long ago."""
+
+    code = "job_not_found"
+    status = 404
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id!r}")
+
+
+class JobGone(ForemanError):
+    """The job has ended, and was deleted or is past its retention; `tombstone` is what is left of it."""
+
+    code = "job_gone"
+    status = 410
+
+    def __init__(self, job_id: str, tombstone: Mapping[str, object]) -> None:
+        super().__init__(f"job {job_id} has ended, and its content was removed")
+        self.tombstone = tombstone
+
+    @property
+    def members(self) -> Mapping[str, object]:
+        return {"job": self.tombstone}
+
+
+class ArtifactNotFound(ForemanError):
+    """The job has no such artifact, or not yet."""
+
+    code = "artifact_not_found"
+    status = 404
+
+    def __init__(self, job_id: str, name: str) -> None:
+        super().__init__(f"job {job_id} has no artifact {name!r}")
+
+
+class RangeNotSatisfiable(ForemanError):
+    """The range that was asked for begins behind the end."""
+
+    code = "range_not_satisfiable"
+    status = 416
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the artifact has {size} bytes, and none of the range that was asked for")
+
+
+def _summary(what: str, key: str, complaints: Sequence[Mapping[str, str]]) -> str:
+    if len(complaints) == 1:
+        place = complaints[0][key]
+        return f"{place + ' ' if place else ''}{complaints[0]['detail']}"
+    return f"{len(complaints)} {what}s cannot be used; errors names each"

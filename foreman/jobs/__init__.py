@@ -1,0 +1,1 @@
+"""What a durable job is, and where it is kept."""

@@ -1,0 +1,31 @@
+"""The lines of waiting jobs, as a choice sees them. What a look costs does not depend on how many wait."""
+
+import sqlite3
+from typing import Any
+
+from foreman.jobs.model import LineKey, LineView, Waiting
+from foreman.jobs.queries import rows
+
+
+def view(connection: sqlite3.Connection, line: LineKey) -> LineView:
+    """One line as it is now."""
+    names = line_names(line)
+    counted = rows(connection, "line_count", names)
+    if not counted:
+        return LineView(line, 0, None, None)
+    (head,) = rows(connection, "line_head", names)
+    (oldest,) = rows(connection, "line_oldest", names)
+    return LineView(line, counted[0][0], Waiting(*head), Waiting(*oldest))
+
+
+def views(connection: sqlite3.Connection) -> list[LineView]:
+    """All lines in which jobs wait."""
+    return [
+        view(connection, LineKey(model, option_key, bool(takes_turn)))
+        for takes_turn, model, option_key in rows(connection, "lines")
+    ]
+
+
+def line_names(line: LineKey) -> dict[str, Any]:
+    """A line as the values of a query."""
+    return {"takes_turn": line.takes_turn, "model": line.model, "option_key": line.option_key}

@@ -1,0 +1,38 @@
+-- name: lines
+SELECT takes_turn, model, option_key FROM line WHERE waiting > 0;
+
+-- name: line_count
+SELECT waiting FROM line
+WHERE takes_turn = :takes_turn AND model = :model AND option_key = :option_key;
+
+-- name: line_head
+SELECT id, priority, waiting_since, seq FROM job INDEXED BY job_head
+WHERE status = 'queued' AND not_before IS NULL
+    AND takes_turn = :takes_turn AND model = :model AND option_key = :option_key
+ORDER BY priority DESC, waiting_since, seq
+LIMIT 1;
+
+-- name: line_oldest
+SELECT id, priority, waiting_since, seq FROM job INDEXED BY job_age
+WHERE status = 'queued' AND not_before IS NULL
+    AND takes_turn = :takes_turn AND model = :model AND option_key = :option_key
+ORDER BY waiting_since, seq
+LIMIT 1;
+
+-- name: line_place
+SELECT takes_turn, model, option_key, priority, waiting_since, seq FROM job
+WHERE id = :job_id AND status = 'queued' AND not_before IS NULL;
+
+-- name: line_ahead
+-- In two parts, each of which is one range of the index.
+SELECT (
+    SELECT count(*) FROM job INDEXED BY job_head
+    WHERE status = 'queued' AND not_before IS NULL
+        AND takes_turn = :takes_turn AND model = :model AND option_key = :option_key
+        AND priority > :priority
+) + (
+    SELECT count(*) FROM job INDEXED BY job_head
+    WHERE status = 'queued' AND not_before IS NULL
+        AND takes_turn = :takes_turn AND model = :model AND option_key = :option_key
+        AND priority = :priority AND (waiting_since, seq) < (:waiting_since, :seq)
+);
