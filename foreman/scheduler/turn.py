@@ -1,64 +1,36 @@
 """The turn: the right to use the target for generation, held by one job at a time.
 
-Whoever wants to generate does `async with turn.take(...)` around it. The job waits in its line until the
-policy chooses it. The turn is free again when the block is left, in whatever way.
+Whoever waits on an open connection does `async with turn.take(...)` around its generation. The job waits in
+its line until the policy chooses it. The turn is free again when the block is left, in whatever way.
+
+Durable jobs wait elsewhere: a source offers the heads of their lines, is told which of them got the turn, and
+gives the turn back with `release`.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from foreman.errors import ForemanError
-from foreman.scheduler.keys import KeyRegistry, ModelKey
+from foreman.scheduler.grant import DurableSource, Grant, NoDurableJobs
+from foreman.scheduler.keys import KeyRegistry
 from foreman.scheduler.ledger import Ledger
-from foreman.scheduler.lines import Lines
-from foreman.scheduler.policy import Candidate, Choice, Lane, Limits, Why, choose
+from foreman.scheduler.lines import Lines, NamedLine, join
+from foreman.scheduler.outages import WaitingClock
+from foreman.scheduler.policy import Candidate, Choice, Lane, Limits, choose
 from foreman.scheduler.visits import Visits
 
 
 @define(eq=False)
-class Grant:
-    """The turn in the hands of one job.
-
-    `swap`: its key was not resident. `settling`: the target may still be busy with a request that was
-    aborted before its first byte; time limits then start at the first byte, at most `settle_limit` later.
-    """
-
-    job_id: str
-    lane: Lane
-    key: ModelKey
-    why: Why
-    swap: bool
-    settling: bool
-    queued_seconds: float
-    granted_at: float
-    _turn: "Turn"
-    answered: bool = field(default=False, init=False)  # the first byte of the target's answer came
-    aborted: bool = field(default=False, init=False)
-
-    def first_byte(self) -> None:
-        """The first byte of the target's answer came: the model is loaded, and nothing settles any more."""
-        if not self.answered:
-            self._turn._answered(self)
-
-    def abort(self) -> None:
-        """The holder aborted its request at the target. Before its first byte the target may work on:
-        an Ollama finishes the prompt first (87 s were measured); during generation it is free within 0.2 s.
-        """
-        self.aborted = True
-
-
-@define(eq=False)
 class _Take(AbstractAsyncContextManager[Grant, None]):
-    """One wait for the turn, and then one hold on it."""
+    """One wait of an interactive job for the turn, and then one hold on it."""
 
     turn: "Turn"
-    lane: Lane
     job_id: str
     model: str | None
     priority: int
@@ -97,9 +69,11 @@ class Turn:
     _settle_limit: float
     on_swap: Callable[[], None] | None = None
     _lines: Lines = field(factory=Lines, init=False)
+    _durable: DurableSource = field(factory=NoDurableJobs, init=False)
+    _durable_waits: bool = field(default=False, init=False)  # since the last look at the source
     _visits: Visits = field(factory=Visits, init=False)
     _ledger: Ledger = field(init=False)
-    _takes: dict[str, _Take] = field(factory=dict, init=False)  # those who wait, by job id
+    _takes: dict[str, _Take] = field(factory=dict, init=False)  # interactive jobs that wait, by job id
     _arrivals: "itertools.count[int]" = field(factory=itertools.count, init=False)
     _holder: Grant | None = field(default=None, init=False)
     _swapped_at: float | None = field(default=None, init=False)
@@ -107,33 +81,59 @@ class Turn:
     _accounted_at: float = field(default=0.0, init=False)
     _settling_until: float = field(default=0.0, init=False)  # or the next first byte, if that is earlier
     _settling_lane: Lane = field(default=Lane.INTERACTIVE, init=False)  # whose aborted request settles
+    _waiting_clock: WaitingClock = field(init=False)
     _block_error: ForemanError | None = field(default=None, init=False)
-    _blocked_at: float = field(default=0.0, init=False)
-    _blocked_seconds: float = field(default=0.0, init=False)  # of all blocks that are over
     _close_error: ForemanError | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._ledger = Ledger(self._limits)
+        self._waiting_clock = WaitingClock(self._clock)
 
     def take(
-        self, lane: Lane, job_id: str, model: str | None, priority: int = 0
+        self, job_id: str, model: str | None, priority: int = 0
     ) -> AbstractAsyncContextManager[Grant, None]:
-        """Wait for the turn, and hold it within the block. `model` is None for a body that cannot be read.
+        """Wait for the turn with an interactive job, and hold it within the block.
 
-        Entering raises the error given to `block` when an interactive job ran out of patience, and the error
-        given to `close`. Cancelling is safe at every moment.
+        `model` is None for a body that cannot be read. Entering raises the error given to `block` when the
+        job ran out of patience, and the error given to `close`. Cancelling is safe at every moment.
         """
-        return _Take(self, lane, job_id, model, priority)
+        return _Take(self, job_id, model, priority)
+
+    def attach(self, source: DurableSource) -> None:
+        """Choose among the jobs of this source, too."""
+        self._durable = source
+        self.durable_changed()
+
+    def durable_changed(self) -> None:
+        """What the source offers has changed: grant the turn if it is free."""
+        self._account()
+        self._durable_waits = self._durable.count > 0
+        self._grant_next()
+
+    def release(self, grant: Grant) -> None:
+        """The holder gives the turn back; the next job is chosen within this call.
+
+        For a grant that is not the holder's any more it does nothing.
+        """
+        if grant is not self._holder:
+            return
+        self._account()
+        self._swapped_at = self.swapped_at
+        if grant.aborted and not grant.answered:
+            self._settling_until = self._clock.seconds() + self._settle_limit
+            self._settling_lane = grant.lane
+        self._holder = None
+        self._grant_next()
 
     @property
     def free(self) -> bool:
         """Nobody holds the turn, and nobody waits for it."""
-        return self._holder is None and not self._takes
+        return self._holder is None and not self.waiting
 
     @property
     def waiting(self) -> int:
         """How many jobs wait."""
-        return len(self._takes)
+        return len(self._takes) + self._durable.count
 
     @property
     def holder(self) -> str | None:
@@ -156,7 +156,7 @@ class Turn:
         An interactive job waits on for `patience` seconds, and then fails with the latest error given here.
         """
         if self._block_error is None:
-            self._blocked_at = self._clock.seconds()
+            self._waiting_clock.stop()
             for take in self._takes.values():
                 self._start_patience(take)
         self._block_error = error
@@ -166,30 +166,26 @@ class Turn:
         if self._block_error is None:
             return
         self._block_error = None
-        self._blocked_seconds += self._clock.seconds() - self._blocked_at
+        self._waiting_clock.go_on()
         self._settling_until = 0.0  # it went away and came back: nothing of before runs there
         for take in self._takes.values():
             self._stop_patience(take)
         self._grant_next()
 
     def close(self, error: ForemanError) -> None:
-        """Grant nothing from now on. Interactive jobs fail with this error; the holder goes on.
-
-        Durable jobs wait on until their owner, who may run them in another life, cancels the wait.
-        """
+        """Grant nothing from now on. Interactive jobs fail with this error; the holder goes on."""
         self._close_error = error
         for take in list(self._takes.values()):
-            if take.lane is Lane.INTERACTIVE:
-                self._fail(take, error)
+            self._fail(take, error)
 
     def _arrive(self, take: _Take) -> None:
         """A job begins to wait."""
-        if self._close_error is not None and take.lane is Lane.INTERACTIVE:
+        if self._close_error is not None:
             raise self._close_error
         self._account()
         take.arrived_at = self._clock.seconds()
-        job = Candidate(take.job_id, take.priority, self._waiting_clock(), next(self._arrivals))
-        self._lines.add(take.lane, take.model, job)
+        job = Candidate(take.job_id, take.priority, self._waiting_clock.now(), next(self._arrivals))
+        self._lines.add(take.model, job)
         self._takes[take.job_id] = take
         if self._block_error is not None:
             self._start_patience(take)
@@ -199,68 +195,84 @@ class Turn:
         """A job gives up waiting, or leaves its block. Called again, or after a failure, it does nothing."""
         if self._takes.get(take.job_id) is take:
             self._stop_waiting(take)
-        elif take.grant is not None and take.grant is self._holder:
-            self._account()
-            self._swapped_at = self.swapped_at
-            if take.grant.aborted and not take.grant.answered:
-                self._settling_until = self._clock.seconds() + self._settle_limit
-                self._settling_lane = take.lane
-            self._holder = None
-            self._grant_next()
+        elif take.grant is not None:
+            self.release(take.grant)
 
     def _grant_next(self) -> None:
         """Grant the turn if it is free and may be granted.
 
-        Firing a Deferred runs the job up to its first real wait: it may leave its block, others may arrive or
-        leave. All of them end up here again, and return at once: the loop below looks anew.
+        A grant runs its job up to the first real wait: it may give the turn back, others may arrive or leave.
+        All of them end up here again, and return at once: the loop below looks anew.
         """
         if self._granting:
             return
         self._granting = True
         try:
             while self._holder is None and self._block_error is None and self._close_error is None:
-                chosen = self._choose()
-                if chosen is None:
+                grant = self._choose()
+                if grant is None:
                     return
-                take, grant = chosen
-                take.grant = grant
-                take.granted.callback(grant)
+                if grant.lane is Lane.DURABLE:
+                    self._durable.granted(grant)
+                    self._durable_waits = self._durable.count > 0
+                else:
+                    take = self._takes[grant.job_id]
+                    self._stop_waiting(take)
+                    take.grant = grant
+                    take.granted.callback(grant)
         finally:
             self._granting = False
 
-    def _choose(self) -> tuple[_Take, Grant] | None:
+    def _choose(self) -> Grant | None:
         """Choose the next job and make it the holder, without a wait in between."""
-        if not self._takes:
+        if not self.waiting:
             self._visits.look(())  # a line that is empty at a free slot has ended its visit
             return None
-        lines = self._lines.lines(self._keys.key, self._visits.last_ended_at)
+        ended = self._visits.last_ended_at
+        lines = join(Lane.INTERACTIVE, self._lines.lines(), self._keys.key, ended)
+        lines += join(Lane.DURABLE, self._durable_lines(), self._keys.key, ended)
         self._visits.look(lines)
         residents = self._keys.resident()
-        now = self._waiting_clock()
+        now = self._waiting_clock.now()
         choice = choose(
             lines, residents, self._visits.current, now, self._ledger.owed_durable(), self._limits
         )
         if choice is None:
             return None
-        take = self._takes[choice.job_id]
-        self._stop_waiting(take)
+        self._account()
         self._visits.chosen(choice, now)
-        self._ledger.begin_run(take.lane)
-        self._holder = self._make_grant(take, choice, choice.key not in residents)
-        return take, self._holder
+        self._ledger.begin_run(choice.lane)
+        self._holder = self._make_grant(choice, choice.key not in residents)
+        return self._holder
 
-    def _make_grant(self, take: _Take, choice: Choice, swap: bool) -> Grant:
+    def _durable_lines(self) -> Iterator[NamedLine]:
+        """The source's lines, on the waiting clock."""
+        at = self._waiting_clock.at
+        for line in self._durable.lines():
+            head = evolve(line.head, waiting_since=at(line.head.waiting_since))
+            yield NamedLine(
+                line.model, head, evolve(line.oldest, waiting_since=at(line.oldest.waiting_since))
+            )
+
+    def _arrived_at(self, choice: Choice) -> float:
+        """The reactor's seconds since which the chosen job waits."""
+        if choice.lane is Lane.INTERACTIVE:
+            return self._takes[choice.job_id].arrived_at
+        offered = (job for line in self._durable.lines() for job in (line.head, line.oldest))
+        return next(job.waiting_since for job in offered if job.job_id == choice.job_id)
+
+    def _make_grant(self, choice: Choice, swap: bool) -> Grant:
         now = self._clock.seconds()
         return Grant(
-            take.job_id,
-            take.lane,
+            choice.job_id,
+            choice.lane,
             choice.key,
             choice.why,
             swap=swap,
             settling=now < self._settling_until,
-            queued_seconds=max(0.0, now - take.arrived_at),
+            queued_seconds=max(0.0, now - self._arrived_at(choice)),
             granted_at=now,
-            turn=self,
+            on_first_byte=self._answered,
         )
 
     def _answered(self, grant: Grant) -> None:
@@ -283,7 +295,8 @@ class Turn:
         if grant is None:
             return
         self._visits.lasted(grant.lane, now - since)
-        if not self._lines.count(grant.lane.other):
+        other_waits = self._durable_waits if grant.lane is Lane.INTERACTIVE else self._lines.count > 0
+        if not other_waits:
             return
         settled_at = since
         if grant.settling and not grant.answered:
@@ -292,11 +305,6 @@ class Turn:
             # the other lane from its share.
             self._ledger.record(self._settling_lane, settled_at - since)
         self._ledger.record(grant.lane, now - settled_at)
-
-    def _waiting_clock(self) -> float:
-        """The clock of the waiting times, in seconds. It stands still while the target is unreachable."""
-        now = self._clock.seconds() if self._block_error is None else self._blocked_at
-        return now - self._blocked_seconds
 
     def _stop_waiting(self, take: _Take) -> None:
         self._account()
@@ -311,8 +319,7 @@ class Turn:
             take.granted.errback(error.with_traceback(None))
 
     def _start_patience(self, take: _Take) -> None:
-        if take.lane is Lane.INTERACTIVE:
-            take.patience = self._clock.callLater(self._patience, self._lose_patience, take)
+        take.patience = self._clock.callLater(self._patience, self._lose_patience, take)
 
     def _stop_patience(self, take: _Take) -> None:
         if take.patience is not None and take.patience.active():

@@ -25,6 +25,7 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResp
 from zope.interface import implementer
 
 from foreman.errors import TargetFailed, TargetTimeout, TargetUnreachable
+from foreman.target.body import Body
 from foreman.target.endpoint import target_endpoint
 
 BODY_LIMIT_BYTES = 16 * 1024 * 1024
@@ -105,7 +106,8 @@ def make_http(reactor: IReactorTCP, connect_timeout: float) -> HTTPClient:
     pool = HTTPConnectionPool(reactor, persistent=False)
     endpoints = _Endpoints(reactor, connect_timeout)
     agent = _IdentityAgent(Agent.usingEndpointFactory(reactor, endpoints, pool))
-    return HTTPClient(agent, cookiejar=IndexableCookieJar(DefaultCookiePolicy(allowed_domains=[])))
+    cookies = IndexableCookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    return HTTPClient(agent, cookiejar=cookies, data_to_body_producer=Body)
 
 
 def unreachable_reason(error: BaseException) -> str | None:
@@ -123,7 +125,7 @@ def unreachable_reason(error: BaseException) -> str | None:
     return None
 
 
-def _without_slash(url: str) -> str:
+def without_slash(url: str) -> str:
     return url.rstrip("/")
 
 
@@ -143,7 +145,7 @@ class OllamaClient:
     """
 
     http: HTTPClient
-    base_url: str = field(converter=_without_slash)
+    base_url: str = field(converter=without_slash)
     token: str = field(repr=False)
     clock: IReactorTime
     timeout_seconds: float
@@ -193,12 +195,12 @@ class OllamaClient:
             if limit_call.active():
                 limit_call.cancel()
         if status != 200:
-            raise TargetFailed(f"the target answered {method} {path} with {status}: {_said(content)}")
+            raise TargetFailed(f"the target answered {method} {path} with {status}: {said(content)}")
         try:
             return msgspec.json.decode(content, type=shape)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise TargetFailed(
-                f"the target's answer to {method} {path} is not Ollama's ({error}): {_said(content)}"
+                f"the target's answer to {method} {path} is not Ollama's ({error}): {said(content)}"
             ) from error
 
     async def _exchange(self, method: str, path: str, body: object) -> tuple[int, bytes]:
@@ -222,12 +224,12 @@ class OllamaClient:
         except TargetFailed:
             raise
         except Exception as error:
-            if _was_cancelled(error):
+            if was_cancelled(error):
                 raise CancelledError() from error
             reason = unreachable_reason(error)
             if reason is not None:
                 raise TargetUnreachable(self.base_url, reason) from error
-            raise TargetFailed(f"the target broke off {method} {path}: {_cause(error)}") from error
+            raise TargetFailed(f"the target broke off {method} {path}: {cause(error)}") from error
 
 
 def read_body(response: IResponse, limit_bytes: int) -> Deferred[bytes]:
@@ -336,7 +338,7 @@ def _num_ctx(parameters: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _said(content: bytes) -> str:
+def said(content: bytes) -> str:
     """Return what an answer says: Ollama's error text, or the beginning of anything else."""
     try:
         return msgspec.json.decode(content, type=_Error).error
@@ -349,14 +351,14 @@ def _reasons(error: BaseException) -> list[Failure]:
     return list(getattr(error, "reasons", ()))
 
 
-def _was_cancelled(error: BaseException) -> bool:
+def was_cancelled(error: BaseException) -> bool:
     # Before the head of the answer a cancelled request ends as ResponseNeverReceived([CancelledError]).
     if isinstance(error, (CancelledError, net.ConnectingCancelledError)):
         return True
     return any(reason.check(CancelledError, net.ConnectingCancelledError) for reason in _reasons(error))
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     reasons = _reasons(error)
     inner = reasons[-1].value if reasons else error
     return str(inner) or type(inner).__name__

@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from foreman.scheduler.keys import KeyRegistry
 from foreman.scheduler.policy import Lane, Limits, Why
 from foreman.scheduler.turn import Turn
+from foreman.testing.durable import FakeDurable
 
 
 @frozen
@@ -70,12 +71,14 @@ class Simulation:
     limits: Limits = field(factory=Limits)
     clock: Clock = field(factory=Clock)
     turn: Turn = field(init=False)
+    _durable: FakeDurable = field(init=False)
     runs: list[SimulatedRun] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.turn = Turn(
             self.clock, KeyRegistry(NoInventory()), self.limits, patience=10.0, settle_limit=900.0
         )
+        self._durable = FakeDurable(self.clock, self.turn)
 
     def run(self, jobs: Iterable[SimulatedJob]) -> list[SimulatedRun]:
         """The runs in their order."""
@@ -92,7 +95,8 @@ class Simulation:
         self._log.failure("a simulated job failed", failure)
 
     async def _work(self, job: SimulatedJob) -> None:
-        async with self.turn.take(job.lane, job.job_id, job.model, job.priority) as grant:
+        lane = self._durable if job.lane is Lane.DURABLE else self.turn
+        async with lane.take(job.job_id, job.model, job.priority) as grant:
             started_at = self.clock.seconds()
             load_seconds = self.load_seconds[job.model] if grant.swap else 0.0
             self.runs.append(SimulatedRun(job, grant.why, grant.swap, started_at, load_seconds))

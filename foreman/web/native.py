@@ -14,7 +14,6 @@ from twisted.web.http import Request, datetimeToString
 from ulid import ULID
 
 from foreman.errors import ForemanError, Stopping
-from foreman.scheduler.policy import Lane
 from foreman.scheduler.turn import Turn
 from foreman.target import routes
 from foreman.target.dialects import of_path
@@ -80,7 +79,7 @@ class Native:
         job = _Job(self._new_id(), peek.model, str(request.getClientAddress().host), self._clock.seconds())
         request.responseHeaders.setRawHeaders(b"X-Foreman-Job-Id", [job.id.encode()])
         try:
-            async with self._turn.take(Lane.INTERACTIVE, job.id, peek.model) as grant:
+            async with self._turn.take(job.id, peek.model) as grant:
                 job.started_at = self._clock.seconds()
                 _say_queued(request, grant.queued_seconds)
                 job.outcome = await self._relay.carry(request, Task(dialect, peek.streams, grant=grant))

@@ -5,10 +5,10 @@ import random
 import pytest
 
 from foreman.scheduler.keys import ModelKey
-from foreman.scheduler.lines import Lines
+from foreman.scheduler.lines import Lines, join
 from foreman.scheduler.policy import Candidate, Lane
 
-INTERACTIVE, DURABLE = Lane.INTERACTIVE, Lane.DURABLE
+DURABLE = Lane.DURABLE
 
 
 def key(name: str | None) -> ModelKey:
@@ -23,28 +23,21 @@ def job(job_id: str, order: int, priority: int = 0) -> Candidate:
 def test_names_of_one_key_are_one_line_with_the_best_head_and_the_oldest_job_of_all() -> None:
     """Two names of the same weights drain together, as if they were one."""
     lines = Lines()
-    lines.add(INTERACTIVE, "a1", job("old", 1))
-    lines.add(INTERACTIVE, "a2", job("urgent", 2, priority=1))
-    lines.add(INTERACTIVE, "a1", job("urgent too", 3, priority=1))
-    lines.add(DURABLE, "a1", job("durable", 4))
-    lines.add(INTERACTIVE, "a3", job("last", 5))
-    interactive, durable = sorted(lines.lines(key, {}), key=lambda line: line.oldest.order)
-    assert (interactive.lane, interactive.head.job_id, interactive.oldest.job_id) == (
-        INTERACTIVE,
-        "urgent",
-        "old",
-    )
-    assert (durable.lane, durable.head.job_id) == (DURABLE, "durable")
-    assert interactive.key == durable.key
+    lines.add("a1", job("old", 1))
+    lines.add("a2", job("urgent", 2, priority=1))
+    lines.add("a1", job("urgent too", 3, priority=1))
+    lines.add("a3", job("last", 5))
+    (line,) = join(DURABLE, lines.lines(), key, {})
+    assert (line.lane, line.key) == (DURABLE, key("a"))
+    assert (line.head.job_id, line.oldest.job_id) == ("urgent", "old")
 
 
 def test_a_line_knows_the_end_of_its_last_visit() -> None:
     """It is given by lane and key."""
     lines = Lines()
-    lines.add(INTERACTIVE, "a", job("1", 1))
-    lines.add(DURABLE, "a", job("2", 2))
-    ends = {line.lane: line.last_visit_ended_at for line in lines.lines(key, {(DURABLE, key("a")): 7.0})}
-    assert ends == {INTERACTIVE: None, DURABLE: 7.0}
+    lines.add("a", job("1", 1))
+    ends = {(DURABLE, key("a")): 7.0}
+    assert [join(lane, lines.lines(), key, ends)[0].last_visit_ended_at for lane in Lane] == [None, 7.0]
 
 
 def test_any_waiting_job_can_be_removed() -> None:
@@ -54,21 +47,21 @@ def test_any_waiting_job_can_be_removed() -> None:
         lines = Lines()
         jobs = [job(str(number), number, dice.choice([0, 0, 1])) for number in range(12)]
         for each in jobs:
-            lines.add(INTERACTIVE, "a", each)
+            lines.add("a", each)
         left = list(jobs)
         dice.shuffle(jobs)
         for each in jobs:
             lines.remove(each.job_id)
             left.remove(each)
-            assert lines.count(INTERACTIVE) == len(left)
-            found = [(line.head, line.oldest) for line in lines.lines(key, {})]
+            assert lines.count == len(left)
+            found = [(line.head, line.oldest) for line in lines.lines()]
             assert found == ([(min(left, key=lambda j: j.rank), left[0])] if left else [])
 
 
 def test_a_job_waits_once() -> None:
     """The same id twice would lose one of the two."""
     lines = Lines()
-    lines.add(INTERACTIVE, "a", job("1", 1))
+    lines.add("a", job("1", 1))
     with pytest.raises(ValueError, match="job 1 waits already"):
-        lines.add(DURABLE, "b", job("1", 2))
-    assert (lines.count(INTERACTIVE), lines.count(DURABLE)) == (1, 0)
+        lines.add("b", job("1", 2))
+    assert lines.count == 1

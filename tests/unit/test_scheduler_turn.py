@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 from attrs import define, evolve, field
@@ -10,9 +11,12 @@ from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
 
 from foreman.errors import ForemanError
+from foreman.scheduler.grant import Grant
 from foreman.scheduler.keys import KeyRegistry, ModelKey
-from foreman.scheduler.policy import Lane, Limits, Why
-from foreman.scheduler.turn import Grant, Turn
+from foreman.scheduler.lines import NamedLine
+from foreman.scheduler.policy import Candidate, Lane, Limits, Why
+from foreman.scheduler.turn import Turn
+from foreman.testing.durable import FakeDurable
 from foreman.testing.simulation import NoInventory, SimulatedJob, Simulation
 
 INTERACTIVE, DURABLE = Lane.INTERACTIVE, Lane.DURABLE
@@ -43,10 +47,12 @@ class Bench:
     granted: list[str] = field(factory=list)
     callers: dict[str, Caller] = field(factory=dict)
     turn: Turn = field(init=False)
+    durable: FakeDurable = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         keys = KeyRegistry(NoInventory())
         self.turn = Turn(self.clock, keys, self.limits, self.patience, self.settle_limit)
+        self.durable = FakeDurable(self.clock, self.turn)
 
     def come(
         self, job_id: str, model: str | None = "a", lane: Lane = INTERACTIVE, priority: int = 0
@@ -55,7 +61,8 @@ class Bench:
         caller = self.callers[job_id] = Caller()
 
         async def work() -> str:
-            async with self.turn.take(lane, job_id, model, priority) as grant:
+            source = self.durable if lane is DURABLE else self.turn
+            async with source.take(job_id, model, priority) as grant:
                 self.granted.append(job_id)
                 caller.grant = grant
                 await caller.done
@@ -150,7 +157,7 @@ def test_a_holder_who_is_cancelled_or_fails_frees_the_turn(bench: Bench) -> None
 
 def test_leaving_twice_frees_the_turn_once(bench: Bench) -> None:
     """A second exit must not free what somebody else holds by then."""
-    take = bench.turn.take(INTERACTIVE, "1", "a")
+    take = bench.turn.take("1", "a")
     Deferred.fromCoroutine(take.__aenter__())
     bench.come("2")
     bench.come("3")
@@ -164,7 +171,7 @@ def test_leaving_twice_frees_the_turn_once(bench: Bench) -> None:
 def test_a_wait_whose_coroutine_is_closed_is_over(bench: Bench) -> None:
     """A coroutine may be closed from outside, without a Deferred being cancelled."""
     bench.come("1")
-    waiting = bench.turn.take(INTERACTIVE, "2", "a").__aenter__()
+    waiting = bench.turn.take("2", "a").__aenter__()
     waiting.send(None)
     assert bench.turn.waiting == 1
     waiting.close()
@@ -207,7 +214,7 @@ def test_jobs_that_end_at_once_do_not_pile_up_on_the_stack(bench: Bench) -> None
     order: list[int] = []
 
     async def work(number: int) -> None:
-        async with bench.turn.take(INTERACTIVE, str(number), "a"):
+        async with bench.turn.take(str(number), "a"):
             order.append(number)
 
     for number in range(5000):
@@ -223,7 +230,7 @@ def test_who_comes_while_the_turn_is_granted_does_not_overtake(bench: Bench) -> 
     order: list[str] = []
 
     async def work(job_id: str, on_grant: Callable[[], object]) -> None:
-        async with bench.turn.take(INTERACTIVE, job_id, "a"):
+        async with bench.turn.take(job_id, "a"):
             order.append(job_id)
             on_grant()
 
@@ -241,7 +248,7 @@ def test_a_job_that_is_cancelled_as_another_gets_the_turn(bench: Bench) -> None:
     go: Deferred[None] = Deferred()
 
     async def first() -> None:
-        async with bench.turn.take(INTERACTIVE, "1", "a"):
+        async with bench.turn.take("1", "a"):
             await go
             bench.callers["2"].result.cancel()
 
@@ -567,6 +574,42 @@ def test_a_failing_job_may_make_others_leave(bench: Bench) -> None:
     bench.leave("holder")
 
 
+def test_the_next_durable_job_is_chosen_within_the_release(bench: Bench) -> None:
+    """So whoever ends one can write down both in one transaction; released twice is released once."""
+    told: list[str] = []
+
+    class Source:
+        count = 2
+        waiting: ClassVar = ["1", "2", "3"]
+
+        def lines(self) -> list[NamedLine]:
+            jobs = [Candidate(job_id, 0, 0.0, int(job_id)) for job_id in self.waiting]
+            return [NamedLine("a", jobs[0], jobs[0])] if jobs else []
+
+        def granted(self, grant: Grant) -> None:
+            told.append(grant.job_id)
+            self.waiting.remove(grant.job_id)
+            self.count = len(self.waiting)
+            self.grant = grant
+
+    source = Source()
+    bench.turn.attach(source)
+    assert told == ["1"]
+    first = source.grant
+    first.first_byte()
+    bench.turn.release(first)
+    assert told == ["1", "2"]
+    bench.turn.release(first)
+    assert told == ["1", "2"]
+    caller = bench.come("chat")
+    bench.turn.release(source.grant)
+    assert (told, bench.turn.holder, caller.grant is None) == (["1", "2"], "chat", False)
+    bench.leave("chat")
+    assert bench.turn.holder == "3"
+    bench.turn.release(source.grant)
+    assert bench.turn.free
+
+
 @define(eq=False)
 class Chaos:
     """Callers who come, work, fail, are cancelled, and call back into the turn, as the dice say."""
@@ -578,10 +621,12 @@ class Chaos:
     ended: set[str] = field(factory=set)
     born: int = 0
     turn: Turn = field(init=False)
+    durable: FakeDurable = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         keys = KeyRegistry(NoInventory())
         self.turn = Turn(self.clock, keys, Limits(interactive_max_wait=3), patience=4.0, settle_limit=5.0)
+        self.durable = FakeDurable(self.clock, self.turn)
 
     def begin(self) -> None:
         job_id = str(self.born)
@@ -610,8 +655,8 @@ class Chaos:
             self.running[job_id].cancel()
 
     async def work(self, job_id: str) -> None:
-        lane, model = self.dice.choice(list(Lane)), self.dice.choice(["a", "b", None])
-        async with self.turn.take(lane, job_id, model, self.dice.choice([0, 0, 1])) as grant:
+        source, model = self.dice.choice([self.turn, self.durable]), self.dice.choice(["a", "b", None])
+        async with source.take(job_id, model, self.dice.choice([0, 0, 1])) as grant:
             assert self.turn.holder == job_id
             self.holding += 1
             assert self.holding == 1

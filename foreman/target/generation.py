@@ -1,0 +1,285 @@
+"""One long answer of the target, passed on as it comes: a streamed generation, or an embedding.
+
+Each request has a connection of its own (see `make_http`), so that whoever cancels it closes nobody else's.
+"""
+
+from collections.abc import Callable
+from typing import Protocol as Structural
+
+from attrs import define, field, frozen
+from treq.client import HTTPClient
+from twisted.internet import error as net
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IResponse
+
+from foreman.errors import (
+    ExecutionTimeout,
+    ForemanError,
+    TargetFailed,
+    TargetRefused,
+    TargetTimeout,
+    TargetUnreachable,
+)
+from foreman.quantities import format_duration
+from foreman.target.client import cause, read_body, said, unreachable_reason, was_cancelled, without_slash
+
+_REFUSAL_BYTES = 64 * 1024
+
+
+class Grant(Structural):
+    """What a generation tells the turn under which it runs."""
+
+    @property
+    def settling(self) -> bool:
+        """The target may still be busy with a request that was aborted before its first byte."""
+
+    def first_byte(self) -> None:
+        """The target has begun to answer."""
+
+    def abort(self) -> None:
+        """The request was given up."""
+
+
+@frozen
+class GenerationLimits:
+    """Seconds: until the first byte, without a byte, and in all (0: none)."""
+
+    first_byte: float
+    silence: float
+    run: float
+
+
+def streamed(body: bytes) -> bytes:
+    """A JSON object with `"stream": true`, its other bytes as they were.
+
+    It goes in as the last key: Go's decoder, Ollama's, matches keys in any case and the last one wins
+    [tried], so a `stream` of the body's own counts no more.
+    """
+    end = body.rindex(b"}")
+    comma = b"" if body[:end].rstrip().endswith(b"{") else b","
+    return body[:end] + comma + b'"stream":true' + body[end:]
+
+
+@define(eq=False)
+class Generator:
+    """Sends requests whose answers may take long.
+
+    :ivar base_url: ``http(s)://host:port``, with a path prefix or without.
+    :ivar token: sent as ``Authorization: Bearer``; empty for none.
+    """
+
+    http: HTTPClient
+    base_url: str = field(converter=without_slash)
+    token: str = field(repr=False)
+    clock: IReactorTime
+    _running: "set[_Run]" = field(factory=set, init=False)
+
+    async def run(
+        self,
+        path: str,
+        body: bytes,
+        receive: Callable[[bytes], None],
+        limits: GenerationLimits,
+        grant: Grant | None = None,
+    ) -> None:
+        """Post `body`, and give each piece of a 200's body to `receive` as it comes; return at its end.
+
+        Cancelling closes the target's connection. So does an error that `receive` raises, which is raised.
+
+        :raises TargetUnreachable: nothing could be sent.
+        :raises TargetRefused: another status than 200.
+        :raises TargetTimeout: a limit passed; :class:`ExecutionTimeout` for that of the whole run.
+        :raises TargetFailed: the target broke off.
+        """
+        run = _Run(self, path, body, receive, limits, grant)
+        self._running.add(run)
+        try:
+            await run.to_its_end()
+        finally:
+            self._running.discard(run)
+
+    def stalled(self) -> bool:
+        """Whether a request is past half of its limit to begin or of silence, and so seems to be stuck."""
+        return any(run.stalled() for run in self._running)
+
+
+@define(eq=False)
+class _Run:
+    """One request, its limits, and how far it is."""
+
+    generator: Generator
+    path: str
+    body: bytes
+    receive: Callable[[bytes], None]
+    limits: GenerationLimits
+    grant: Grant | None
+    started_at: float = field(default=0.0, init=False)
+    active_at: float = field(default=0.0, init=False)
+    began: bool = field(default=False, init=False)
+    timer: IDelayedCall | None = field(default=None, init=False)
+    exchange: "Deferred[None]" = field(init=False)
+    passed: ForemanError | None = field(default=None, init=False)
+
+    async def to_its_end(self) -> None:
+        self.started_at = self.active_at = self.generator.clock.seconds()
+        if self.grant is not None and self.grant.settling:
+            # Ollama finishes the prompt of a request that was aborted (87 s once, on a CPU) before it begins
+            # with this one: its limits start at its own first byte, or when the settling has had its time.
+            self.started_at += self.limits.first_byte
+            self.active_at = self.started_at
+        self.exchange = Deferred.fromCoroutine(self._exchange())
+        if not self.exchange.called:
+            self._watch()
+        try:
+            await self.exchange
+        except CancelledError as error:
+            connecting = isinstance(error.__cause__, net.ConnectingCancelledError)
+            if self.passed is not None and connecting:
+                raise TargetUnreachable(self.generator.base_url, "no connection in time") from None
+            if self.grant is not None and not connecting:
+                self.grant.abort()
+            if self.passed is not None:
+                raise self.passed from None
+            raise
+        finally:
+            if self.timer is not None and self.timer.active():
+                self.timer.cancel()
+
+    def stalled(self) -> bool:
+        limit = self.limits.silence if self.began else self.limits.first_byte
+        return self.generator.clock.seconds() - self.active_at > limit / 2
+
+    async def _exchange(self) -> None:
+        generator = self.generator
+        headers = Headers({"Content-Type": ["application/json"]})
+        if generator.token:
+            headers.setRawHeaders("Authorization", [f"Bearer {generator.token}"])
+        try:
+            response = await generator.http.request(
+                "POST",
+                generator.base_url + self.path,
+                headers=headers,
+                data=self.body,
+                allow_redirects=False,
+                unbuffered=True,
+            )
+            if response.code != 200:
+                raise TargetRefused(response.code, said(await self._refusal(response)))
+            self._begin()
+            await self._deliver(response)
+        except ForemanError:
+            raise
+        except Exception as error:
+            if was_cancelled(error):
+                raise CancelledError() from error
+            reason = unreachable_reason(error)
+            if reason is not None:
+                raise TargetUnreachable(generator.base_url, reason) from error
+            if isinstance(error, _ReceiverError):
+                raise error.error from None
+            raise TargetFailed(f"the target broke off {self.path}: {cause(error)}") from error
+
+    async def _refusal(self, response: IResponse) -> bytes:
+        """What a refusal says. The status decides, so one that is too long or breaks off says nothing."""
+        try:
+            return await read_body(response, _REFUSAL_BYTES)
+        except CancelledError:
+            raise
+        except Exception:
+            return b""
+
+    def _begin(self) -> None:
+        """A good answer's head came. A refusal's says nothing about what is loaded."""
+        now = self.generator.clock.seconds()
+        self.began, self.active_at = True, now
+        if self.grant is not None:
+            if self.grant.settling:
+                self.started_at = now
+            self.grant.first_byte()
+
+    def _deliver(self, response: IResponse) -> "Deferred[None]":
+        stream = _Stream(self._received)
+        response.deliverBody(stream)
+        return stream.finished
+
+    def _received(self, data: bytes) -> None:
+        self.active_at = self.generator.clock.seconds()
+        self.receive(data)
+
+    def _watch(self) -> None:
+        """One delayed call a run, set anew when it fires: a reset for each token would cost more."""
+        self.timer = None
+        at, error = self._deadline()
+        left = at - self.generator.clock.seconds()
+        if left <= 0:
+            self.passed = error
+            self.exchange.cancel()
+        else:
+            self.timer = self.generator.clock.callLater(left, self._watch)
+
+    def _deadline(self) -> tuple[float, ForemanError]:
+        """The clock's time at which to give up, and why."""
+        limits = self.limits
+        if self.began:
+            spoken = f"the target fell silent for {format_duration(limits.silence)}"
+            at = self.active_at + limits.silence
+            error = TargetTimeout(f"{spoken}, the limit of FOREMAN_SILENCE_TIMEOUT")
+        else:
+            spoken = f"the target did not begin to answer within {format_duration(limits.first_byte)}"
+            at = self.started_at + limits.first_byte
+            error = TargetTimeout(f"{spoken}, the limit of FOREMAN_FIRST_BYTE_TIMEOUT")
+        if limits.run and self.started_at + limits.run <= at:
+            spoken = f"the job was cut after {format_duration(limits.run)}"
+            at = self.started_at + limits.run
+            error = ExecutionTimeout(f"{spoken}, the limit of its timeout or of FOREMAN_RUN_TIMEOUT")
+        return at, error
+
+
+class _ReceiverError(Exception):
+    """The receiver raised `error`: apart from what the connection raises."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _Stream(Protocol):
+    """Passes a body on as it comes, and hangs up when it is cancelled or its receiver fails."""
+
+    def __init__(self, receive: Callable[[bytes], None]) -> None:
+        self.receive = receive
+        self.finished: Deferred[None] = Deferred(self._cancel)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.finished.called:
+            return
+        try:
+            self.receive(data)
+        except Exception as error:
+            self.finished.errback(_ReceiverError(error))
+            self._hang_up()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.finished.called:
+            return
+        # PotentialDataLoss: an answer without a length ended with its connection. Its receiver knows whether
+        # it is whole.
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.finished.callback(None)
+        else:
+            self.finished.errback(reason)
+
+    def _cancel(self, finished: "Deferred[None]") -> None:
+        # First the result, then the hanging up: the loss of the connection is not the news.
+        finished.errback(CancelledError())
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()

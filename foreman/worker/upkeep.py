@@ -1,0 +1,98 @@
+"""What the store needs from time to time: what is due is expired or released, what is old is pruned."""
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from foreman.errors import ForemanError
+from foreman.jobs.interface import JobStore
+from foreman.jobs.model import Retention
+
+PRUNE_SECONDS = 60.0
+RETRY_SECONDS = 5.0
+
+
+@define(eq=False)
+class Upkeep:
+    """Two ticks on the clock. Each waits for its own end, so neither ever runs twice at once."""
+
+    _store: JobStore
+    _clock: IReactorTime
+    _retention: Retention
+    _due: IDelayedCall | None = field(default=None, init=False)
+    _prune: IDelayedCall | None = field(default=None, init=False)
+    _looking: bool = field(default=False, init=False)
+    _due_at: float | None = field(default=None, init=False)  # the next moment, as far as it is known
+    _work: "set[Deferred[None]]" = field(factory=set, init=False)
+    _stopped: bool = field(default=True, init=False)
+    _log = Logger()
+
+    def start(self) -> None:
+        """Look at once, and prune in a minute: a start has better things to do."""
+        self._stopped = False
+        self._store.on_due = self.due_at
+        self._begin_look()
+        self._prune = self._clock.callLater(PRUNE_SECONDS, self._begin_prune)
+
+    async def stop(self) -> None:
+        """Begin nothing more, and wait for what was begun."""
+        self._stopped = True
+        for call in (self._due, self._prune):
+            if call is not None and call.active():
+                call.cancel()
+        for work in list(self._work):
+            await work
+
+    def due_at(self, moment: float) -> None:
+        """Something will be due at this moment."""
+        if self._due_at is None or moment < self._due_at:
+            self._due_at = moment
+            self._schedule()
+
+    def _schedule(self) -> None:
+        """While a look is under way, its end does this."""
+        if self._stopped or self._looking:
+            return
+        if self._due is not None and self._due.active():
+            self._due.cancel()
+        if self._due_at is not None:
+            self._due = self._clock.callLater(
+                max(0.0, self._due_at - self._clock.seconds()), self._begin_look
+            )
+
+    def _begin_look(self) -> None:
+        self._looking, self._due_at = True, None
+        self._begin(Deferred.fromCoroutine(self._look()))
+
+    async def _look(self) -> None:
+        try:
+            moment = await self._store.due(self._clock.seconds())
+        except ForemanError as error:
+            self._log.warn("what is due waits: {why}", why=str(error))
+            moment = self._clock.seconds() + RETRY_SECONDS
+        finally:
+            self._looking = False
+        if moment is not None:
+            self.due_at(moment)
+        # What was told during the look.
+        self._schedule()
+
+    def _begin_prune(self) -> None:
+        self._begin(Deferred.fromCoroutine(self._prune_once()))
+
+    async def _prune_once(self) -> None:
+        try:
+            removed = await self._store.prune(self._clock.seconds(), self._retention)
+        except ForemanError as error:
+            self._log.warn("pruning waits: {why}", why=str(error))
+        else:
+            if removed:
+                self._log.info("pruned {count} jobs", count=removed)
+        if not self._stopped:
+            self._prune = self._clock.callLater(PRUNE_SECONDS, self._begin_prune)
+
+    def _begin(self, work: "Deferred[None]") -> None:
+        self._work.add(work)
+        work.addErrback(lambda failure: self._log.failure("the upkeep of the store failed", failure))
+        work.addBoth(lambda _: self._work.discard(work))

@@ -1,0 +1,315 @@
+"""The worker: runs the durable jobs that the turn chose, and beside it those that bypass the turn.
+
+The order of things at the end of a run: the turn is given back, which chooses the next job in the same
+instant. Is that a durable one, ONE transaction writes the end and claims it; its request is sent after the
+commit. Is it an interactive one, or none, the end is written alone and nobody waits for that.
+"""
+
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Protocol
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as WaitEnded
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from foreman.errors import ForemanError, TargetUnreachable
+from foreman.jobs.interface import JobStore
+from foreman.jobs.model import Claimed, LineView, Metrics, Transition
+from foreman.scheduler.grant import DurableSource, Grant
+from foreman.scheduler.lines import NamedLine
+from foreman.target.generation import GenerationLimits, Generator
+from foreman.worker.attempt import Attempt, End, Progress, assembly_of
+from foreman.worker.failures import Verdict
+from foreman.worker.finisher import Finisher, is_small
+from foreman.worker.lines import DurableLines
+
+PAUSE_FIRST_SECONDS = 1.0
+PAUSE_LONGEST_SECONDS = 30.0
+BYPASSING_AT_ONCE = 2
+"""How many jobs that bypass the turn run at once: embeddings are short, and a GPU has other work."""
+
+
+class Turn(Protocol):
+    """The turn, as far as the worker goes."""
+
+    def attach(self, source: DurableSource) -> None: ...
+
+    def durable_changed(self) -> None: ...
+
+    def release(self, grant: Grant) -> None: ...
+
+
+class Reachability(Protocol):
+    """Whether the target can be reached."""
+
+    @property
+    def up(self) -> bool: ...
+
+    def lost(self, reason: str) -> None: ...
+
+
+@define(eq=False)
+class Worker:
+    """The source of durable jobs for the turn.
+
+    `limits` are those of a run; `folder` is where large outputs are kept while they come; `installed` says
+    whether a model is there, as far as anybody knows.
+    """
+
+    _clock: IReactorTime
+    _store: JobStore
+    _turn: Turn
+    _generator: Generator
+    _reachability: Reachability
+    _installed: Callable[[str], bool]
+    _limits: GenerationLimits
+    _folder: str
+    _finisher: Finisher = field(init=False)
+    _lines: DurableLines = field(init=False)
+    _running: dict[str, Attempt] = field(factory=dict, init=False)
+    _bypassing: set[str] = field(factory=set, init=False)  # of those that run
+    _claiming_bypass: bool = field(default=False, init=False)
+    _held: End | None = field(default=None, init=False)  # an end that waits for the choice of this instant
+    _cancelled: set[str] = field(factory=set, init=False)  # of those that are being claimed
+    _claiming: set[str] = field(factory=set, init=False)
+    _works: "set[Deferred[None]]" = field(factory=set, init=False)
+    _idle: "list[Deferred[None]]" = field(factory=list, init=False)
+    _pause: IDelayedCall | None = field(default=None, init=False)
+    _pauses: int = field(default=0, init=False)  # in a row
+    _stopping: bool = field(default=False, init=False)
+    _log = Logger()
+
+    def __attrs_post_init__(self) -> None:
+        self._finisher = Finisher(self._store, self._clock)
+        self._lines = DurableLines(self._installed)
+
+    async def start(self) -> None:
+        """Recover what the last life left, and begin. Nothing else writes to the store until this is done."""
+        self._store.on_line_change = self._line_changed
+        self._store.on_cancel_requested = self.cancel
+        interrupted = await self._store.recover()
+        if interrupted:
+            self._log.info("{count} jobs were running when foreman ended, and are back", count=interrupted)
+        for view in await self._store.lines():
+            self._lines.put(view)
+        self._turn.attach(self)
+        self.look()
+
+    async def stop(self, grace: float, cut_limit: float) -> None:
+        """Begin nothing more. What runs has `grace` seconds to end, and is then cut and put back.
+
+        `cut_limit` is how many seconds the database has to take the last ends.
+        """
+        self._stopping = True
+        if self._pause is not None and self._pause.active():
+            self._pause.cancel()
+        self._finisher.stop()
+        if await self._wait_until_idle(grace):
+            return
+        for attempt in list(self._running.values()):
+            attempt.give_up(Transition.INTERRUPTED)
+        await self._wait_until_idle(cut_limit)
+
+    def look(self) -> None:
+        """Something outside has changed: the target is back, or its models were read."""
+        self._turn.durable_changed()
+        self._next_bypassing()
+
+    def cancel(self, job_id: str) -> None:
+        """Cut the run of this job, which is to end as cancelled. One that does not run is passed over."""
+        attempt = self._running.get(job_id)
+        if attempt is not None:
+            attempt.give_up(Transition.CANCELLED)
+        elif job_id in self._claiming:
+            self._cancelled.add(job_id)
+
+    def progress(self, job_id: str) -> Progress | None:
+        """How far a running job is; None when it does not run."""
+        attempt = self._running.get(job_id)
+        return None if attempt is None else attempt.progress
+
+    # What the turn asks of its source.
+
+    @property
+    def count(self) -> int:
+        """How many jobs that take the turn could start now."""
+        return 0 if self._closed else self._lines.count
+
+    def lines(self) -> Iterator[NamedLine]:
+        """Their lines."""
+        return iter(()) if self._closed else self._lines.lines()
+
+    def granted(self, grant: Grant) -> None:
+        """One of them got the turn. An end that is held goes into the transaction of its claim."""
+        end, self._held = self._held, None
+        self._lines.take()
+        self._begin(self._work(grant, end))
+
+    # One job of the turn.
+
+    async def _work(self, grant: Grant, before: End | None) -> None:
+        try:
+            claimed = await self._claim(grant.job_id, before)
+        finally:
+            self._lines.settle()
+        if claimed is None:
+            self._turn.release(grant)
+            return
+        try:
+            end = await self._run(claimed, grant)
+        except BaseException:
+            self._turn.release(grant)
+            raise
+        if not is_small(end):
+            # Its outputs take a while to write, and the target is not to wait for that.
+            self._turn.release(grant)
+            await self._finisher.finish(end)
+            return
+        self._held = end
+        self._turn.release(grant)
+        if self._held is end:
+            self._held = None
+            await self._finisher.finish(end)
+
+    async def _claim(self, job_id: str, before: End | None) -> Claimed | None:
+        """None: the job does not wait any more, or the database cannot be written now."""
+        self._claiming.add(job_id)
+        try:
+            claimed = await self._finisher.claim(job_id, before)
+            if claimed is None:
+                self._cancelled.discard(job_id)
+            return claimed
+        except Exception as error:
+            if isinstance(error, ForemanError):
+                self._log.warn("no job can be claimed: {why}", why=str(error))
+            else:
+                self._log.failure("a claim failed inside foreman")
+            self._pause_a_little()
+            if before is not None:
+                self._begin(self._finisher.finish(before))
+            return None
+        finally:
+            self._claiming.discard(job_id)
+
+    async def _run(self, claimed: Claimed, grant: Grant | None) -> End:
+        job = claimed.job
+        cancelled = job.job_id in self._cancelled or job.cancel_requested_at is not None
+        self._cancelled.discard(job.job_id)
+        if not self._installed(job.model) and self._may_wait(claimed) and not cancelled:
+            self._lines.withhold(job.model)
+            return End(claimed, Verdict(Transition.PUT_BACK, None), Metrics(), (), lambda: None)
+        assembly = assembly_of(claimed, self._folder)
+        attempt = Attempt(claimed, self._generator, assembly, self._limits, self._clock, grant)
+        if cancelled or self._stopping:
+            attempt.give_up(Transition.CANCELLED if cancelled else Transition.PUT_BACK)
+        self._running[job.job_id] = attempt
+        try:
+            end = await attempt.run()
+        except BaseException:
+            assembly.close()
+            raise
+        finally:
+            del self._running[job.job_id]
+        self._take_note(attempt, end)
+        return end
+
+    def _may_wait(self, claimed: Claimed) -> bool:
+        """The job has time to wait for its model to be pulled."""
+        deadline = claimed.job.start_deadline
+        return deadline is not None and deadline > self._clock.seconds()
+
+    def _take_note(self, attempt: Attempt, end: End) -> None:
+        """What this end says about the target, before the next job is chosen."""
+        job, error = end.claimed.job, end.verdict.error
+        how = end.verdict.transition.value + (f", {error.message}" if error else "")
+        run = f"attempt={job.attempt} run={end.metrics.run_seconds:.3f}s"
+        self._log.info("{line}", line=f"{job.job_id} model={job.model!r} {run}: {how}", job_id=job.job_id)
+        if attempt.began:
+            self._pauses = 0
+        if isinstance(attempt.error, TargetUnreachable):
+            self._reachability.lost(attempt.error.reason)
+        if end.verdict.pause:
+            self._pause_a_little()
+
+    # The jobs that bypass the turn.
+
+    def _next_bypassing(self) -> None:
+        if self._closed or self._claiming_bypass or not self._reachability.up:
+            return
+        if len(self._bypassing) >= BYPASSING_AT_ONCE:
+            return
+        job_id = self._lines.bypassing()
+        if job_id is not None:
+            self._claiming_bypass = True
+            self._begin(self._bypass(job_id))
+
+    async def _bypass(self, job_id: str) -> None:
+        try:
+            claimed = await self._claim(job_id, None)
+        finally:
+            self._claiming_bypass = False
+        if claimed is None:
+            self._next_bypassing()
+            return
+        self._bypassing.add(job_id)
+        try:
+            self._next_bypassing()
+            await self._finisher.finish(await self._run(claimed, None))
+        finally:
+            self._bypassing.discard(job_id)
+            self._next_bypassing()
+
+    # When nothing is offered.
+
+    @property
+    def _closed(self) -> bool:
+        return self._stopping or self._pause is not None
+
+    def _pause_a_little(self) -> None:
+        """Offer nothing for 1 s, then 2 s and so on up to 30 s, until a run begins well."""
+        if self._closed:
+            return
+        seconds = min(PAUSE_FIRST_SECONDS * 2.0 ** min(self._pauses, 10), PAUSE_LONGEST_SECONDS)
+        self._pauses += 1
+        self._pause = self._clock.callLater(seconds, self._go_on)
+        self._turn.durable_changed()
+
+    def _go_on(self) -> None:
+        self._pause = None
+        self.look()
+
+    def _line_changed(self, view: LineView) -> None:
+        self._lines.put(view)
+        if view.line.takes_turn:
+            self._turn.durable_changed()
+        else:
+            self._next_bypassing()
+
+    def _begin(self, coroutine: Coroutine[Deferred[Any], Any, None]) -> None:
+        work = Deferred.fromCoroutine(coroutine)
+        self._works.add(work)
+        work.addErrback(lambda failure: self._log.failure("the worker failed", failure))
+        work.addBoth(lambda _: self._ended(work))
+
+    def _ended(self, work: "Deferred[None]") -> None:
+        self._works.discard(work)
+        if not self._works:
+            for idle in list(self._idle):
+                idle.callback(None)
+
+    async def _wait_until_idle(self, seconds: float) -> bool:
+        """Whether everything that was begun has ended within this time."""
+        if not self._works:
+            return True
+        idle: Deferred[None] = Deferred()
+        self._idle.append(idle)
+        idle.addTimeout(seconds, self._clock)
+        try:
+            await idle
+        except WaitEnded:
+            return False
+        finally:
+            self._idle.remove(idle)
+        return True

@@ -1,0 +1,52 @@
+"""The clock of the waiting times: it stands still during outages, also for moments in the past."""
+
+import random
+
+from twisted.internet.task import Clock
+
+from foreman.scheduler.outages import WaitingClock
+
+
+def test_now_stands_still_during_an_outage() -> None:
+    """Stopped twice is stopped once; going on without a stop does nothing."""
+    clock = Clock()
+    waiting = WaitingClock(clock)
+    clock.advance(10)
+    waiting.go_on()
+    waiting.stop()
+    clock.advance(5)
+    waiting.stop()
+    clock.advance(5)
+    assert waiting.now() == 10
+    waiting.go_on()
+    clock.advance(3)
+    assert waiting.now() == 13
+
+
+def test_a_moment_of_the_past_is_what_now_was_then() -> None:
+    """For every moment of a random history, whenever it is asked for later."""
+    dice = random.Random(5)
+    clock = Clock()
+    waiting = WaitingClock(clock)
+    history: list[tuple[float, float]] = []
+    for _ in range(500):
+        dice.choice([waiting.stop, waiting.go_on])()
+        for _ in range(dice.randint(1, 3)):
+            history.append((clock.seconds(), waiting.now()))
+            clock.advance(dice.choice([1, 2, 8]))
+        for moment, then in dice.sample(history, min(20, len(history))):
+            assert waiting.at(moment) == then
+
+
+def test_many_outages_take_no_more_memory() -> None:
+    """The oldest are forgotten; what came after them is exact."""
+    clock = Clock()
+    waiting = WaitingClock(clock)
+    for _ in range(5000):
+        waiting.stop()
+        clock.advance(1)
+        waiting.go_on()
+        clock.advance(1)
+    assert waiting.now() == 5000
+    assert waiting.at(9998.5) == 4999
+    assert len(waiting._ends) <= 1000
