@@ -7,20 +7,25 @@ leave the parent of a daemon waiting for ever [tried].
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from attrs import define
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from foreman import __version__
 from foreman.embedded.child import EmbeddedTarget, bind_embedded
 from foreman.embedded.models import check_embedded
-from foreman.errors import Stopping
+from foreman.errors import DatabaseRefused, Stopping
+from foreman.jobs.database import Pools, open_pools, prepare
+from foreman.jobs.model import Retention
+from foreman.jobs.store import SqliteStore
 from foreman.listener import CannotBindError, Listener, bind
 from foreman.lock import FileLock, LockHeldError
 from foreman.quantities import format_duration
@@ -33,16 +38,22 @@ from foreman.target.connection import Connections
 from foreman.target.embedder import Embedder
 from foreman.target.endpoint import target_endpoint
 from foreman.target.exchange import Limits
+from foreman.target.generation import GenerationLimits, Generator
 from foreman.target.inventory import Inventory
+from foreman.target.names import is_cloud
 from foreman.target.reachability import Reachability
 from foreman.target.relay import Relay
 from foreman.web.app import App
+from foreman.web.artifacts import Artifacts
 from foreman.web.gate import Gate
 from foreman.web.health import Health
+from foreman.web.jobs import Jobs
 from foreman.web.native import Native
 from foreman.web.origins import Origins
 from foreman.web.site import Site
 from foreman.web.spool import Spool
+from foreman.worker.upkeep import Upkeep
+from foreman.worker.worker import Worker
 
 # Last words and resets after the grace take at most twice this: the stop ends within the grace and 1 s.
 _CUT_SECONDS = 0.25
@@ -70,7 +81,13 @@ def build_service(reactor: Any, environment: Mapping[str, str]) -> "Foreman":
         log = Logger("foreman.embedded")
         embedded = EmbeddedTarget(reactor, bind_embedded(), folder, log, _CHILD_STOP_SECONDS)
     lock = _take_lock(settings.db_path, complaints)
-    parts = _wire(reactor, settings, embedded.url if embedded else settings.ollama_url)
+    if lock is not None:
+        try:
+            prepare(settings.db_path)
+        except DatabaseRefused as why:
+            complaints["FOREMAN_DB_PATH"] = str(why)
+    url = embedded.url if embedded else settings.ollama_url
+    parts = _wire(reactor, settings, url, open_pools(settings.db_path, reactor))
     listener: Listener | None = None
     if "FOREMAN_ADDR" not in complaints:
         try:
@@ -81,7 +98,7 @@ def build_service(reactor: Any, environment: Mapping[str, str]) -> "Foreman":
     if complaints or lock is None or listener is None:
         _refuse(complaints.values())
     parts.gate.checks_host = listener.is_loopback
-    return Foreman(settings, unknown(environment), lock, embedded, parts, listener)
+    return Foreman(reactor, settings, unknown(environment), lock, embedded, parts, listener)
 
 
 def _refuse(complaints: "Mapping[str, str] | Any") -> NoReturn:
@@ -118,13 +135,17 @@ class _Parts:
     reachability: Reachability
     inventory: Inventory
     embedder: Embedder | None
+    store: SqliteStore
+    worker: Worker
+    upkeep: Upkeep
 
 
-def _wire(reactor: Any, settings: Settings, url: str) -> _Parts:
+def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
     """The object graph."""
     s = settings
+    http = make_http(reactor, s.connect_timeout)
     client = OllamaClient(
-        make_http(reactor, s.connect_timeout),
+        http,
         url,
         s.ollama_token,
         reactor,
@@ -140,6 +161,7 @@ def _wire(reactor: Any, settings: Settings, url: str) -> _Parts:
 
     def found() -> None:
         turn.unblock()
+        worker.look()
         # A target that was away has other models loaded, if any, or is another one.
         inventory.refresh()
 
@@ -154,22 +176,42 @@ def _wire(reactor: Any, settings: Settings, url: str) -> _Parts:
         else None
     )
 
+    folder = os.path.dirname(os.path.abspath(s.db_path))
+    store = SqliteStore(s.db_path, pools, time.time, s.max_interruptions)
+    generator = Generator(http, url, s.ollama_token, reactor)
+    run_limits = GenerationLimits(s.first_byte_timeout, s.silence_timeout, s.run_timeout)
+    worker = Worker(
+        reactor,
+        store,
+        turn,
+        generator,
+        reachability,
+        lambda name: not inventory.known or is_cloud(name) or inventory.model(name) is not None,
+        run_limits,
+        folder,
+    )
+    upkeep = Upkeep(store, reactor, Retention(s.retain_succeeded, s.retain_failed))
+
     turn.on_swap = lambda: _refresh(inventory)
     inventory.on_read.append(lambda asked_at: keys.inventory_read(asked_at) if asked_at is not None else None)
+    inventory.on_read.append(lambda _: worker.look())
     inventory.on_read.append(lambda _: reachability.found() if inventory.reachable else None)
 
     health = Health(
         {
             "target_unreachable": lambda: _unreachable(url, reachability, inventory),
-            "generation_stalled": lambda: _stalled(relay, settings),
+            "generation_stalled": lambda: _stalled(relay.stalled() or generator.stalled(), settings),
             "embed_model_not_resident": lambda: _not_resident(embedder),
         }
     )
-    app = App(health)
-    gate = Gate(Origins(s.origins), s.token, s.body_limit, app.own_paths)
-    spool = Spool(os.path.dirname(os.path.abspath(s.db_path)), s.disk_reserve)
+    jobs = Jobs(store, inventory, time.time, worker.progress, lambda: reachability.up)
+    app = App(health, jobs, Artifacts(store))
+    gate = Gate(Origins(s.origins), s.token, s.body_limit, app.own_paths, job_body_limit=s.job_body_limit)
+    spool = Spool(folder, s.disk_reserve)
     site = Site(reactor, app.resource(), native, gate, spool, s.idle_timeout)
-    return _Parts(gate, site, native, turn, relay, connections, reachability, inventory, embedder)
+    return _Parts(
+        gate, site, native, turn, relay, connections, reachability, inventory, embedder, store, worker, upkeep
+    )
 
 
 def _refresh(inventory: Inventory) -> None:
@@ -184,8 +226,8 @@ def _unreachable(url: str, reachability: Reachability, inventory: Inventory) -> 
     return f"{url} did not answer the last poll" if inventory.known else f"{url} has not answered yet"
 
 
-def _stalled(relay: Relay, settings: Settings) -> str | None:
-    if not relay.stalled():
+def _stalled(stalled: bool, settings: Settings) -> str | None:
+    if not stalled:
         return None
     begin, silence = format_duration(settings.first_byte_timeout), format_duration(settings.silence_timeout)
     return f"a generation is past half of its limit (to begin {begin}, silence {silence}), and will be cut"
@@ -201,12 +243,14 @@ def _not_resident(embedder: Embedder | None) -> str | None:
 class Foreman(Service):
     """The daemon: started from the target up to the listener, stopped the other way, one at a time."""
 
+    _reactor: Any
     _settings: Settings
     _unknown_variables: list[str]
     _lock: FileLock
     _embedded: EmbeddedTarget | None
     _parts: _Parts
     _listener: Listener
+    _starting: "Deferred[None] | None" = None
     _log = Logger()
 
     def startService(self) -> None:
@@ -225,6 +269,15 @@ class Foreman(Service):
         if parts.embedder is not None:
             parts.embedder.start()
         parts.inventory.start()
+        self._starting = Deferred.fromCoroutine(self._begin())
+        self._starting.addErrback(self._not_begun)
+
+    async def _begin(self) -> None:
+        """Orphans of the last life are queued again before the first request is served."""
+        parts = self._parts
+        await parts.store.open()
+        await parts.worker.start()
+        parts.upkeep.start()
         self._listener.accept()
         self._log.info(
             "foreman {version} listens on {address}, target {target}",
@@ -232,6 +285,12 @@ class Foreman(Service):
             address=str(self._listener),
             target=self._embedded.url if self._embedded else self._settings.ollama_url,
         )
+
+    def _not_begun(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            # The file was good a moment ago; whoever supervises foreman starts it again.
+            self._log.failure("the database cannot be used, foreman ends", failure)
+            self._reactor.stop()
 
     def stopService(self) -> "Deferred[None]":
         """Stop; fires when the last connection is closed, at most the grace and one second later."""
@@ -246,12 +305,17 @@ class Foreman(Service):
             running=running,
             grace=format_duration(self._settings.stop_grace),
         )
+        if self._starting is not None:
+            self._starting.cancel()
         await self._listener.close()
         parts.native.stop()
         parts.turn.close(Stopping())
+        working = Deferred.fromCoroutine(parts.worker.stop(self._settings.stop_grace, _CUT_SECONDS))
         await parts.site.drain(self._settings.stop_grace)
         parts.relay.cut_all(Stopping())
         await parts.site.abort(_CUT_SECONDS)
+        await working
+        await parts.upkeep.stop()
         if parts.embedder is not None:
             await parts.embedder.stop()
         await parts.inventory.stop()
@@ -259,4 +323,5 @@ class Foreman(Service):
         parts.connections.close()
         if self._embedded is not None:
             await self._embedded.stopService()
+        await parts.store.close()
         self._lock.release()

@@ -100,6 +100,12 @@ def _share(text: str) -> float:
     return share
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ValueError("it is a whole number such as 0 or 10")
+    return int(text)
+
+
 def _text(text: str) -> str:
     return text
 
@@ -229,6 +235,9 @@ class Settings:
         "STOP_GRACE", "8s", _duration(0), "How long what runs may go on after SIGTERM or Ctrl-C."
     )
     body_limit: int = _var("BODY_LIMIT", "256MiB", _size, "Largest body of a native request, blobs excepted.")
+    job_body_limit: int = _var(
+        "JOB_BODY_LIMIT", "64MiB", _size, "Largest body of a request to foreman's own /jobs."
+    )
     disk_reserve: int = _var(
         "DISK_RESERVE", "64MiB", _size, "Free disk that request bodies on their way never use."
     )
@@ -258,6 +267,15 @@ class Settings:
         "0.8",
         _share,
         "Share of busy time that native requests may take while durable jobs wait.",
+    )
+    retain_succeeded: float = _var(
+        "RETAIN_SUCCEEDED", "24h", _duration(0), "How long a job that succeeded is kept with its results."
+    )
+    retain_failed: float = _var(
+        "RETAIN_FAILED", "168h", _duration(0), "How long a job that ended otherwise is kept."
+    )
+    max_interruptions: int = _var(
+        "MAX_INTERRUPTIONS", "10", _count, "How often foreman may die or be stopped under one job."
     )
     embedded_models: str = _var(
         "EMBEDDED_MODELS", "", _text, "Folder with *.gguf files that the embedded target offers as well."

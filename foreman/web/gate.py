@@ -39,7 +39,10 @@ class Verdict:
 
 @define
 class Gate:
-    """The rules for all requests. `own_paths` holds the first segments of foreman's own paths."""
+    """The rules for all requests. `own_paths` holds the first segments of foreman's own paths.
+
+    The limits of bodies are in bytes; None for jobs is the one of all others.
+    """
 
     _origins: Origins
     _token: str
@@ -47,10 +50,21 @@ class Gate:
     _own_paths: frozenset[bytes]
     # Set when the listener is bound to loopback, where a foreign Host means DNS rebinding.
     checks_host: bool = False
+    _job_body_limit: int | None = None
 
     def is_own(self, path: bytes) -> bool:
         """Whether foreman itself answers this path."""
-        return path[1:].partition(b"/")[0] in self._own_paths
+        return _first_segment(path) in self._own_paths
+
+    def body_setting(self, path: bytes) -> str:
+        """The name of the setting that limits bodies to this path."""
+        return self._body_limit_of(path)[1]
+
+    def _body_limit_of(self, path: bytes) -> tuple[int | None, str]:
+        if self.is_own(path) and _first_segment(path) == b"jobs" and self._job_body_limit is not None:
+            return self._job_body_limit, "FOREMAN_JOB_BODY_LIMIT"
+        limit = self._body_limit if self.is_own(path) or routes.find(path).bounded_body else None
+        return limit, "FOREMAN_BODY_LIMIT"
 
     def judge(self, method: bytes, path: bytes, headers: Headers, length: int | None) -> Verdict:
         """`length` is the body's declared length in bytes, None when it is chunked."""
@@ -69,12 +83,16 @@ class Gate:
         if path != b"/healthz" and not authorized(headers, self._token):
             extra.append((b"WWW-Authenticate", challenge(headers)))
             return Verdict(self.error(path, Unauthorized()), extra)
-        limit = self._body_limit if own or routes.find(path).bounded_body else None
+        limit, setting = self._body_limit_of(path)
         if limit is not None and length is not None and length > limit:
-            return Verdict(self.error(path, BodyTooLarge(limit, "FOREMAN_BODY_LIMIT")), extra)
+            return Verdict(self.error(path, BodyTooLarge(limit, setting)), extra)
         return Verdict(None, extra, limit)
 
     def error(self, path: bytes, error: ForemanError) -> Answer:
         """An error in the dialect of the path."""
         content_type, body = error_answer(path, self.is_own(path), error)
         return Answer(error.status, [(b"Content-Type", content_type)], body)
+
+
+def _first_segment(path: bytes) -> bytes:
+    return path[1:].partition(b"/")[0]

@@ -88,7 +88,7 @@ class Intake(Request):
             return
         self._body_bytes += len(data)
         if self._body_limit is not None and self._body_bytes > self._body_limit:
-            self._refuse_with(BodyTooLarge(self._body_limit, "FOREMAN_BODY_LIMIT"))
+            self._refuse_with(BodyTooLarge(self._body_limit, self._site.gate.body_setting(self.path)))
             return
         try:
             if self._body_bytes > self._room_bytes:

@@ -11,6 +11,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 
 from foreman.errors import Stopping
+from foreman.jobs.database import open_pools
 from foreman.listener import Listener, bind
 from foreman.service import _Parts, _wire
 from foreman.settings import load
@@ -115,7 +116,7 @@ class Bench:
             **{f"FOREMAN_{name.upper()}": value for name, value in settings.items()},
         }
         loaded = load(environment)
-        parts = _wire(self.reactor, loaded, loaded.ollama_url)
+        parts = _wire(self.reactor, loaded, loaded.ollama_url, open_pools(":memory:", self.reactor))
         listener = bind(self.reactor, loaded.addr, parts.site)
         parts.gate.checks_host = listener.is_loopback
         if polls:

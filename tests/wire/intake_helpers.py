@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from foreman.errors import Stopping
+from foreman.jobs.database import open_pools
 from foreman.listener import Listener, bind
 from foreman.service import _Parts, _wire
 from foreman.settings import load
@@ -280,7 +281,7 @@ async def wired(folder: Path, **given: str) -> AsyncIterator[Wired]:
             **{f"FOREMAN_{name}": text for name, text in given.items()},
         }
     )
-    parts = _wire(reactor, settings, url)
+    parts = _wire(reactor, settings, url, open_pools(":memory:", reactor))
     listener = bind(reactor, ("tcp:0:interface=127.0.0.1",), parts.site)
     parts.gate.checks_host = listener.is_loopback
     listener.accept()

@@ -1,0 +1,162 @@
+"""The job resource: what is asked of durable jobs, and how foreman answers."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+from attrs import define
+from ulid import ULID
+
+from foreman.errors import InvalidParameters, JobGone, JobNotFound, ModelNotFound
+from foreman.jobs.interface import JobStore
+from foreman.jobs.model import WAITING, Job, Status, Tombstone
+from foreman.jobs.submission import parse
+from foreman.target.names import is_cloud
+from foreman.web import job_views as views
+from foreman.web.gate import Answer
+from foreman.worker.attempt import Progress
+
+LIST_LIMIT = 50
+MOST_LISTED = 200
+_JOB_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", re.ASCII)
+
+
+class Inventory(Protocol):
+    """Which models are installed, as far as jobs go."""
+
+    @property
+    def known(self) -> bool: ...
+
+    def model(self, name: str, /) -> object | None: ...
+
+    async def fresh_look(self, name: str, /) -> object | None: ...
+
+
+@define(eq=False)
+class Jobs:
+    """Answers requests for jobs; raises a ForemanError for the app's error table.
+
+    `wall_clock` gives epoch seconds; `progress` that of a running job; `reachable` whether the target is.
+    """
+
+    _store: JobStore
+    _inventory: Inventory
+    _wall_clock: Callable[[], float]
+    _progress: Callable[[str], Progress | None]
+    _reachable: Callable[[], bool]
+    _new_id: Callable[[float], str] = lambda moment: str(ULID.from_timestamp(moment))
+
+    async def submit(self, body: bytes) -> Answer:
+        """``POST /jobs``: 202 when the job is on disk."""
+        now = self._wall_clock()
+        submission = parse(body, self._new_id(now), now)
+        if submission.start_deadline is None and await self._is_missing(submission.line.model):
+            raise ModelNotFound(submission.line.model)
+        job = await self._store.submit(submission)
+        return await self._taken(job)
+
+    async def show(self, job_id: str) -> Answer:
+        """``GET /jobs/{id}``."""
+        return await self._whole(found(job_id, await self._store.get(ulid(job_id))))
+
+    async def list(self, query: Mapping[str, str]) -> Answer:
+        """``GET /jobs``: newest first. `query` holds the parameters by their names."""
+        complaints = []
+        status, limit = None, LIST_LIMIT
+        if text := query.get("status"):
+            try:
+                status = Status(text)
+            except ValueError:
+                allowed = ", ".join(one.value for one in Status)
+                complaints.append({"parameter": "status", "detail": f"is {text!r}: it is one of {allowed}"})
+        if text := query.get("limit"):
+            limit = int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else 0
+            if not 1 <= limit <= MOST_LISTED:
+                detail = f"is {text!r}: it is a whole number from 1 to {MOST_LISTED}"
+                complaints.append({"parameter": "limit", "detail": detail})
+        if complaints:
+            raise InvalidParameters(complaints)
+        page = await self._store.list(status, query.get("model") or None, limit, query.get("after") or None)
+        jobs = [views.entry(job, self._progress(job.job_id)) for job in page.jobs]
+        return _json(200, {"jobs": jobs, "next": page.next})
+
+    async def cancel(self, job_id: str) -> Answer:
+        """``POST /jobs/{id}/cancel``: the job as it is now; of one that ended, nothing changes."""
+        return await self._whole(found(job_id, await self._store.cancel(ulid(job_id))))
+
+    async def retry(self, job_id: str) -> Answer:
+        """``POST /jobs/{id}/retry``: 202 when it waits again; 409 for one that has not ended."""
+        job = found(job_id, await self._store.retry(ulid(job_id)))
+        return await self._taken(job)
+
+    async def delete(self, job_id: str) -> Answer:
+        """``DELETE /jobs/{id}``: 204 when its payloads are gone; 409 for one that has not ended."""
+        if await self._store.delete(ulid(job_id)) is None:
+            raise JobNotFound(job_id)
+        return Answer(204, [])
+
+    async def _is_missing(self, model: str) -> bool:
+        """Whether the target surely does not have the model: after one fresh look, if need be."""
+        if is_cloud(model) or not self._inventory.known or self._inventory.model(model) is not None:
+            return False
+        return await self._inventory.fresh_look(model) is None
+
+    async def _taken(self, job: Job) -> Answer:
+        position = await self._position(job)
+        headers = [
+            (b"Location", views.path(job.job_id).encode()),
+            (b"Retry-After", b"%d" % views.poll_seconds(position)),
+        ]
+        return _json(202, views.receipt(job, position), headers)
+
+    async def _position(self, job: Job) -> int | None:
+        if job.status is not Status.QUEUED:
+            return None
+        ahead = await self._store.ahead(job.job_id)
+        return None if ahead is None else ahead + 1
+
+    async def _whole(self, job: Job) -> Answer:
+        contents = {}
+        for artifact in job.artifacts:
+            if artifact.size <= views.INLINE_BYTES:
+                piece = await self._store.piece(job.job_id, artifact.name, 0) if artifact.size else b""
+                # None, or another size: the job was deleted, or began anew, since it was read.
+                if piece is not None and len(piece) == artifact.size:
+                    contents[artifact.name] = piece
+        outlook = views.Outlook(await self._position(job), self._waiting_for(job))
+        return _json(200, views.whole(job, outlook, self._progress(job.job_id), contents))
+
+    def _waiting_for(self, job: Job) -> str | None:
+        if job.status not in WAITING:
+            return None
+        if job.status is Status.SCHEDULED:
+            return "run_at"
+        if job.not_before is not None:
+            return "backoff"
+        if not self._reachable():
+            return "target"
+        installed = is_cloud(job.model) or self._inventory.model(job.model) is not None
+        return "turn" if installed or not self._inventory.known else "model"
+
+
+def ulid(job_id: str) -> str:
+    """The id as the store has it. Raises JobNotFound for what is no ULID."""
+    # Crockford's letters are the same in either case.
+    if not _JOB_ID.fullmatch(job_id.upper()):
+        raise JobNotFound(job_id)
+    return job_id.upper()
+
+
+def found(job_id: str, job: Job | Tombstone | None) -> Job:
+    """The job that the store found. Raises JobNotFound or JobGone."""
+    if job is None:
+        raise JobNotFound(job_id)
+    if isinstance(job, Tombstone):
+        raise JobGone(job.job_id, views.gravestone(job))
+    return job
+
+
+def _json(status: int, value: object, headers: Sequence[tuple[bytes, bytes]] = ()) -> Answer:
+    given = [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store"), *headers]
+    return Answer(status, given, msgspec.json.encode(value))
