@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from typing import Protocol
 
 import msgspec
@@ -121,8 +122,8 @@ class Jobs:
         for artifact in job.artifacts:
             if artifact.size <= views.INLINE_BYTES:
                 piece = await self._store.piece(job.job_id, artifact.name, 0) if artifact.size else b""
-                # None, or another size: the job was deleted, or began anew, since it was read.
-                if piece is not None and len(piece) == artifact.size:
+                # None, or another content: the job was deleted, or run again, since it was read.
+                if piece is not None and sha256(piece).hexdigest() == artifact.sha256:
                     contents[artifact.name] = piece
         outlook = views.Outlook(await self._position(job), self._waiting_for(job))
         return _json(200, views.whole(job, outlook, self._progress(job.job_id), contents))

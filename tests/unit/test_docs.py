@@ -7,6 +7,7 @@ from foreman.settings import load, variables
 
 _ROOT = Path(__file__).parents[2]
 _ASSIGNMENT = re.compile(r"#?(FOREMAN_\w+)=(.*)")
+UNITS = ("address", "URL", "secret", "path", "model name", "list", "duration", "size", "share", "count")
 _ROW = re.compile(r"\| `(FOREMAN_\w+)` \| (.+?) \| (.+?) \| (.+) \|")
 
 
@@ -65,7 +66,7 @@ def test_reference_says_what_each_setting_does_and_its_unit() -> None:
     """No row without words and a unit that fits its default."""
     for name, default, unit, text in reference_rows():
         assert text.endswith("."), name
-        assert unit in ("address", "URL", "secret", "path", "model name", "list", "duration", "size", "share")
+        assert unit in UNITS, name
         if re.fullmatch(r"`\d+(ms|s|m|h)`", default):
             assert unit == "duration", name
         if default.endswith("iB`"):

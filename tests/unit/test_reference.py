@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from treq.testing import StubTreq
@@ -149,7 +150,8 @@ def test_error_reference_shows_sentences_of_the_code() -> None:
 
 def test_error_reference_shows_the_codes_of_own_paths() -> None:
     """What Klein refuses has its codes too."""
-    client = StubTreq(App(Health({})).resource())
+    nobody: Any = None  # neither the jobs nor their artifacts are asked
+    client = StubTreq(App(Health({}), nobody, nobody).resource())
     seen = set()
     for method, path in (("GET", "/healthz/x"), ("POST", "/healthz")):
         texts: list[str] = []

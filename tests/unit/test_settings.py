@@ -43,6 +43,7 @@ def test_defaults() -> None:
         "idle_timeout": 60.0,
         "stop_grace": 8.0,
         "body_limit": 256 << 20,
+        "job_body_limit": 64 << 20,
         "disk_reserve": 64 << 20,
         "relay_buffer": 8 << 20,
         "interactive_max_wait": 5.0,
@@ -50,6 +51,9 @@ def test_defaults() -> None:
         "interactive_visit": 30.0,
         "durable_visit": 600.0,
         "interactive_share": 0.8,
+        "retain_succeeded": 86400.0,
+        "retain_failed": 604800.0,
+        "max_interruptions": 10,
         "embedded_models": "",
     }
 

@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 from web_jobs_bench import Bench, make_bench
 
+from foreman.errors import DatabaseUnavailable
 from foreman.jobs.model import PIECE_BYTES
 from foreman.web.app import App
 from foreman.web.gate import Gate
@@ -98,7 +99,7 @@ def test_constant_memory(bench: Bench, connection: Connection) -> None:
     path, digest = artifact(bench, size)
     connection.send(f"GET {path} HTTP/1.1\nHost: localhost")
     head, _, body = connection.transport.read().partition(b"\r\n\r\n")
-    assert b"Content-Length: %d\r\n" % size in head
+    assert b"Content-Length: %d\r\n" % size in head + b"\r\n"
     assert b"Transfer-Encoding" not in head
     seen, hashed = len(body), hashlib.sha256(body)
     while seen < size:
@@ -111,8 +112,16 @@ def test_constant_memory(bench: Bench, connection: Connection) -> None:
     # The connection is good for another one.
     connection.send(f"HEAD {path} HTTP/1.1\nHost: localhost")
     head, _, body = connection.transport.read().partition(b"\r\n\r\n")
-    assert b"Content-Length: %d\r\n" % size in head
+    assert b"Content-Length: %d\r\n" % size in head + b"\r\n"
     assert body == b""
+
+
+def test_no_byte_more_than_the_part(bench: Bench, connection: Connection) -> None:
+    """Where it begins and ends inside pieces: what follows on the connection is the next answer."""
+    path, _ = artifact(bench, 2 * PIECE_BYTES)
+    connection.send(f"GET {path} HTTP/1.1\nHost: localhost\nRange: bytes={PIECE_BYTES - 2}-{PIECE_BYTES + 2}")
+    _, _, body = connection.transport.read().partition(b"\r\n\r\n")
+    assert body == b"\xfe\xff\x00\x01\x02"
 
 
 def test_deleted_while_it_is_read(bench: Bench, connection: Connection) -> None:
@@ -141,12 +150,18 @@ def test_run_again_while_it_is_read(bench: Bench, connection: Connection) -> Non
     assert b"z" not in body.replace(bytes(range(256)), b"")
 
 
-def test_database_that_fails_while_it_is_read(bench: Bench, connection: Connection) -> None:
+def test_database_that_fails_while_it_is_read(
+    bench: Bench, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The connection is cut: the status was sent before."""
     path, _ = artifact(bench, 4 * PIECE_BYTES)
     connection.send(f"GET {path} HTTP/1.1\nHost: localhost")
     _, _, body = connection.transport.read().partition(b"\r\n\r\n")
-    bench.wait(bench.store.close())
+
+    async def unavailable(*_: Any) -> None:
+        raise DatabaseUnavailable("foreman.db", "disk I/O error")
+
+    monkeypatch.setattr(type(bench.store), "piece", unavailable)
     while connection.transport.connected:
         body += connection.transport.read()
     assert len(body) < 4 * PIECE_BYTES

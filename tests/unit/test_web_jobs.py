@@ -67,6 +67,17 @@ def test_position_is_by_priority(bench: Bench) -> None:
     assert [bench.show(job_id)["queue_position"] for job_id in (low, high)] == [1, None]
 
 
+@pytest.mark.parametrize("near", [0, 5, 200])
+def test_position_in_a_long_line(bench: Bench, monkeypatch: pytest.MonkeyPatch, near: int) -> None:
+    """It is the same from whichever end the line is counted."""
+    monkeypatch.setattr("foreman.jobs.lines._COUNTED_BEHIND", near)
+    priorities = [(7 * number) % 5 - 2 for number in range(40)]
+    there = [(-priority, bench.submit(priority=priority)) for priority in priorities]
+    bench.submit({"model": "n"})
+    expected = {job_id: place for place, (_, job_id) in enumerate(sorted(there, key=lambda job: job[0]))}
+    assert {job_id: bench.wait(bench.store.ahead(job_id)) for _, job_id in there} == expected
+
+
 def test_bad_bodies(bench: Bench) -> None:
     """400 for what is no JSON object, 422 for its fields, each with its pointer; nothing is kept."""
     for body, code in ((b"model=m", "not_json"), (b"", "not_json"), (b"[1]", "not_an_object")):
@@ -223,6 +234,27 @@ def test_size_of_what_is_inlined(bench: Bench, size: int, inline: bool) -> None:
     assert shown.get("result_url") == (None if inline else f"/jobs/{job_id}/artifacts/response.json")
     assert (shown["result"] is not None) is inline
     assert bench.ask("GET", f"/jobs/{job_id}/artifacts/content.txt").body == text
+
+
+@pytest.mark.parametrize("later", [b"new", b"n", None])
+def test_run_again_while_it_is_shown(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, later: bytes | None
+) -> None:
+    """A content is shown with its own digest, or not at all."""
+    job_id = bench.submit()
+    bench.run(job_id, {"response.json": b"{}", "content.txt": b"old"})
+    job = bench.wait(bench.store.get(job_id))
+
+    async def get(*_: object) -> object:
+        return job
+
+    bench.ask("POST", f"/jobs/{job_id}/retry")
+    if later is not None:
+        bench.run(job_id, {"response.json": b"{}", "content.txt": later})
+    monkeypatch.setattr(type(bench.store), "get", get)
+    shown = bench.show(job_id)
+    assert "content" not in shown["artifacts"][1]
+    assert shown["result"] == (None if later is None else {})
 
 
 def test_show_a_failure(bench: Bench) -> None:
