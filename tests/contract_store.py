@@ -533,6 +533,15 @@ class StoreContract:
         await life.store.cancel(other.job_id)
         assert life.views[other.line] == LineView(other.line, 0, None, None)
 
+    async def test_ahead_is_right_wherever_a_job_stands(self, life: Life) -> None:
+        """By priority, then by arrival: near the front of a long line, in its middle, and near its end."""
+        together = [Deferred.fromCoroutine(life.submit(priority=-1 if n < 600 else 0)) for n in range(1200)]
+        jobs = await gatherResults([*together, Deferred.fromCoroutine(life.submit("n"))])
+        low, high = jobs[:600], jobs[600:1200]
+        for place in (0, 99, 100, 101, 599):
+            assert await life.store.ahead(high[place].job_id) == place
+            assert await life.store.ahead(low[place].job_id) == 600 + place
+
     async def test_list(self, life: Life) -> None:
         """Newest first, page by page; pages stay as they are while jobs come and go."""
         jobs = [await life.submit("m" if index % 3 else "n") for index in range(10)]

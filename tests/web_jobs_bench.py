@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from attrs import define, field
@@ -32,17 +33,18 @@ UNKNOWN = "01J00000000000000000000000"
 
 @define
 class FakeInventory:
-    """`installed` is what was read last, `pulled` what a fresh look would find."""
+    """`installed` is what was read last, `pulled` what a fresh look would find; `remote` runs elsewhere."""
 
     known: bool = True
     installed: set[str] = field(factory=lambda: {"m", "n"})
     pulled: set[str] = field(factory=set)
+    remote: set[str] = field(factory=set)
     looks: list[str] = field(factory=list)
 
-    def model(self, name: str, /) -> object | None:
-        return name if name in self.installed else None
+    def model(self, name: str, /) -> Any:
+        return SimpleNamespace(remote=name in self.remote) if name in self.installed else None
 
-    async def fresh_look(self, name: str, /) -> object | None:
+    async def fresh_look(self, name: str, /) -> Any:
         self.looks.append(name)
         self.installed |= self.pulled
         return self.model(name)
@@ -156,7 +158,15 @@ class Bench:
         self, job_id: str, outputs: Mapping[str, bytes], transition: Transition = Transition.SUCCEEDED
     ) -> None:
         """The job runs, and these are its artifacts."""
-        claimed = self.claim(job_id)
+        self.store_outputs(self.claim(job_id), outputs, transition)
+
+    def store_outputs(
+        self,
+        claimed: Claimed,
+        outputs: Mapping[str, bytes],
+        transition: Transition = Transition.SUCCEEDED,
+    ) -> None:
+        """The run ends, and these are its artifacts."""
         artifacts = []
         for name, content in outputs.items():
             kind = "application/json" if name.endswith(".json") else "text/plain; charset=utf-8"

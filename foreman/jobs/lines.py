@@ -6,6 +6,8 @@ from typing import Any
 from foreman.jobs.model import LineKey, LineView, Waiting
 from foreman.jobs.queries import rows
 
+_COUNTED_BEHIND = 500
+
 
 def view(connection: sqlite3.Connection, line: LineKey) -> LineView:
     """One line as it is now."""
@@ -24,6 +26,23 @@ def views(connection: sqlite3.Connection) -> list[LineView]:
         view(connection, LineKey(model, option_key, bool(takes_turn)))
         for takes_turn, model, option_key in rows(connection, "lines")
     ]
+
+
+def ahead(connection: sqlite3.Connection, job_id: str) -> int | None:
+    """How many jobs of its line run before this one; None when it does not wait in a line.
+
+    Every submission asks this. From the end of the line, near which a new job is, it costs the same however
+    many wait; counted from the front, 10,000 jobs made submissions half as fast.
+    """
+    for place in rows(connection, "line_place", {"job_id": job_id}):
+        values = dict(place)
+        ((behind,),) = rows(connection, "line_behind", {**values, "limit": _COUNTED_BEHIND})
+        if behind < _COUNTED_BEHIND:
+            ((waiting,),) = rows(connection, "line_count", values)
+            return int(waiting - 1 - behind)
+        ((before,),) = rows(connection, "line_ahead", values)
+        return int(before)
+    return None
 
 
 def line_names(line: LineKey) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from foreman.errors import BadCursor, DatabaseUnavailable
 from foreman.jobs import retention as keep
 from foreman.jobs.changes import Callbacks, Changes, expire_some, next_due, release_some
 from foreman.jobs.database import Pools, explained
-from foreman.jobs.lines import views
+from foreman.jobs.lines import ahead, views
 from foreman.jobs.model import (
     Artifact,
     Event,
@@ -137,12 +137,7 @@ class SqliteStore:
         return await self._read(read)
 
     async def ahead(self, job_id: str) -> int | None:
-        def read(connection: sqlite3.Connection) -> int | None:
-            for place in rows(connection, "line_place", {"job_id": job_id}):
-                return int(rows(connection, "line_ahead", dict(place))[0][0])
-            return None
-
-        return await self._read(read)
+        return await self._read(lambda connection: ahead(connection, job_id))
 
     async def claim(self, job_id: str, finish: Finish | None = None) -> Turnover:
         return await self._write(partial(self._changes.claim, job_id, finish, self._wall_clock()))

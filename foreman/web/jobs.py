@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import Protocol
 
 import msgspec
-from attrs import define
+from attrs import define, evolve
 from ulid import ULID
 
 from foreman.errors import InvalidParameters, JobGone, JobNotFound, ModelNotFound
@@ -23,15 +23,22 @@ MOST_LISTED = 200
 _JOB_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", re.ASCII)
 
 
+class Model(Protocol):
+    """An installed model, as far as jobs go."""
+
+    @property
+    def remote(self) -> bool: ...
+
+
 class Inventory(Protocol):
-    """Which models are installed, as far as jobs go."""
+    """Which models are installed."""
 
     @property
     def known(self) -> bool: ...
 
-    def model(self, name: str, /) -> object | None: ...
+    def model(self, name: str, /) -> Model | None: ...
 
-    async def fresh_look(self, name: str, /) -> object | None: ...
+    async def fresh_look(self, name: str, /) -> Model | None: ...
 
 
 @define(eq=False)
@@ -54,6 +61,8 @@ class Jobs:
         submission = parse(body, self._new_id(now), now)
         if submission.start_deadline is None and await self._is_missing(submission.line.model):
             raise ModelNotFound(submission.line.model)
+        if self._runs_elsewhere(submission.line.model):
+            submission = evolve(submission, line=evolve(submission.line, takes_turn=False))
         job = await self._store.submit(submission)
         return await self._taken(job)
 
@@ -102,6 +111,11 @@ class Jobs:
         if is_cloud(model) or not self._inventory.known or self._inventory.model(model) is not None:
             return False
         return await self._inventory.fresh_look(model) is None
+
+    def _runs_elsewhere(self, model: str) -> bool:
+        """Whether the model does not use the local GPU, and so needs no turn."""
+        installed = self._inventory.model(model)
+        return is_cloud(model) or (installed is not None and installed.remote)
 
     async def _taken(self, job: Job) -> Answer:
         position = await self._position(job)

@@ -126,6 +126,15 @@ def test_waiting_for(bench: Bench) -> None:
     assert shown["not_before"] == "2027-01-15T08:01:00.250Z"
 
 
+def test_model_that_runs_elsewhere(bench: Bench) -> None:
+    """It does not use the local GPU, so its jobs bypass the turn, as embeddings do."""
+    bench.inventory.remote = {"n"}
+    found = [bench.submit({"model": model}) for model in ("m", "n", "big:120b-cloud")]
+    found.append(bench.submit({"prompt": None, "input": "x"}))
+    lines = [bench.wait(bench.store.get(job_id)).line for job_id in found]
+    assert [line.takes_turn for line in lines] == [True, False, False, False]
+
+
 def full(name: str) -> sqlite3.Error:
     error = sqlite3.OperationalError("no")
     error.sqlite_errorname = name

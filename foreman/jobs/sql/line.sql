@@ -36,3 +36,23 @@ SELECT (
         AND takes_turn = :takes_turn AND model = :model AND option_key = :option_key
         AND priority = :priority AND (waiting_since, seq) < (:waiting_since, :seq)
 );
+
+-- name: line_behind
+-- At most so many: a job that has just come has few behind it, whatever is before it.
+SELECT (
+    SELECT count(*) FROM (
+        SELECT 1 FROM job INDEXED BY job_head
+        WHERE status = 'queued' AND not_before IS NULL
+            AND takes_turn = :takes_turn AND model = :model AND option_key = :option_key
+            AND priority = :priority AND (waiting_since, seq) > (:waiting_since, :seq)
+        LIMIT :limit
+    )
+) + (
+    SELECT count(*) FROM (
+        SELECT 1 FROM job INDEXED BY job_head
+        WHERE status = 'queued' AND not_before IS NULL
+            AND takes_turn = :takes_turn AND model = :model AND option_key = :option_key
+            AND priority < :priority
+        LIMIT :limit
+    )
+);
