@@ -6,52 +6,28 @@ one core to itself where the machine has two; the target and the client share th
 """
 
 import asyncio
-import json
 import os
-import re
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 
-from attrs import define
+from bench.common import (
+    Client,
+    Row,
+    bench_target,
+    cores,
+    cpu_seconds,
+    daemon,
+    report,
+    request,
+    resident_mb,
+)
 
-RESULTS = Path(__file__).with_name("results")
 PAIRS = 2000
 CONNECTIONS = 8
 SECONDS = 5.0
 LINES = 100_000
 IDLE_SECONDS = 10.0
-
-
-@define
-class Row:
-    """One line of the table: what, how much alone, how much through foreman, and its budget."""
-
-    what: str
-    alone: float
-    through: float
-    figure: float
-    unit: str
-    budget: float
-    at_least: bool = False
-
-    @property
-    def met(self) -> bool:
-        """Whether the budget holds."""
-        return self.figure >= self.budget if self.at_least else self.figure <= self.budget
-
-
-def request(path: str, body: object = None) -> bytes:
-    """The bytes of a request."""
-    if body is None:
-        return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}\r\n\r\n"
-    return head.encode() + content
 
 
 def chat(stream: bool, lines: int = 10) -> bytes:
@@ -64,37 +40,6 @@ def chat(stream: bool, lines: int = 10) -> bytes:
 
 
 VERSION = request("/api/version")
-
-
-class Client:
-    """One kept-alive connection, blocking."""
-
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.settimeout(60)
-
-    def first_byte_and_end(self, data: bytes) -> tuple[float, float]:
-        """Seconds to the first byte of the body, and to the end of the answer."""
-        began = time.perf_counter()
-        self._socket.sendall(data)
-        received = b""
-        while not received.partition(b"\r\n\r\n")[2]:
-            received += self._socket.recv(65536)
-        first = time.perf_counter() - began
-        head, _, rest = received.partition(b"\r\n\r\n")
-        if found := re.search(rb"content-length: (\d+)", head, re.IGNORECASE):
-            missing = int(found[1]) - len(rest)
-            while missing > 0:
-                missing -= len(self._socket.recv(65536))
-        else:
-            while not rest.endswith(b"0\r\n\r\n"):
-                rest = rest[-8:] + self._socket.recv(1 << 20)
-        return first, time.perf_counter() - began
-
-    def close(self) -> None:
-        """Close."""
-        self._socket.close()
 
 
 def pairs(
@@ -154,18 +99,6 @@ def stream_seconds(port: int) -> float:
     return min(times)
 
 
-def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def resident_mb(pid: int) -> float:
-    """Resident memory of a process."""
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
-
-
 def measure(target: int, front: int, pid: int) -> list[Row]:
     """All rows."""
     idle_mb, cpu = resident_mb(pid), cpu_seconds(pid)
@@ -198,62 +131,17 @@ def measure(target: int, front: int, pid: int) -> list[Row]:
 
 def main() -> int:
     """Print the table, write the JSON; the exit code says whether every budget is met."""
-    cores = sorted(os.sched_getaffinity(0))
-    own_core = {cores[-1]}
-    if len(cores) > 1:
-        os.sched_setaffinity(0, set(cores) - own_core)
-    with tempfile.TemporaryDirectory() as folder:
-        target = subprocess.Popen([sys.executable, "-m", "bench.target"], stdout=subprocess.PIPE, text=True)
-        assert target.stdout is not None
-        target_port = int(target.stdout.readline())
-        environment = {name: text for name, text in os.environ.items() if not name.startswith("FOREMAN_")}
-        environment |= {
-            "FOREMAN_ADDR": "127.0.0.1:0",
-            "FOREMAN_OLLAMA_URL": f"http://127.0.0.1:{target_port}",
-            "FOREMAN_DB_PATH": f"{folder}/foreman.db",
-        }
-        log = Path(folder, "foreman.log")
-        with log.open("wb") as sink:
-            foreman = subprocess.Popen(
-                [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "foreman"],
-                env=environment,
-                cwd=folder,
-                stdout=sink,
-                stderr=sink,
-                preexec_fn=lambda: os.sched_setaffinity(0, own_core),
-            )
-        try:
-            while not (found := re.search(r"listens on \S+:(\d+), target", log.read_text())):
-                if foreman.poll() is not None:
-                    raise SystemExit(log.read_text())
-                time.sleep(0.05)
-            time.sleep(1)
-            rows = measure(target_port, int(found[1]), foreman.pid)
-        finally:
-            foreman.terminate()
-            foreman.wait()
-            target.terminate()
-            target.wait()
-    report(rows)
+    others, own = cores()
+    os.sched_setaffinity(0, others)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        bench_target() as target_port,
+        daemon(target_port, folder, own) as foreman,
+    ):
+        time.sleep(1)
+        rows = measure(target_port, foreman.port, foreman.pid)
+    report(rows, "relay")
     return 0 if all(row.met for row in rows) else 1
-
-
-def report(rows: list[Row]) -> None:
-    """The table, and the same as JSON in ``bench/results``."""
-    print(f"{'':<50} {'alone':>10} {'foreman':>10} {'ratio':>7} {'figure':>12} {'budget':>9}")
-    for row in rows:
-        ratio = f"{row.through / row.alone:.2f}" if row.alone else ""
-        bound = f"{'≥' if row.at_least else '≤'} {row.budget:g}"
-        print(
-            f"{row.what:<50} {row.alone:>10.3f} {row.through:>10.3f} {ratio:>7} "
-            f"{row.figure:>9.2f} {row.unit:<2} {bound:>9} {'met' if row.met else 'MISSED'}"
-        )
-    RESULTS.mkdir(exist_ok=True)
-    named = [
-        {"what": r.what, "alone": r.alone, "foreman": r.through, "figure": r.figure, "unit": r.unit}
-        for r in rows
-    ]
-    (RESULTS / "relay.json").write_text(json.dumps(named, indent=2) + "\n")
 
 
 if __name__ == "__main__":

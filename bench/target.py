@@ -1,12 +1,16 @@
 """
 A target that costs next to nothing: prepared bytes for each route that the bench needs.
 
-Run as ``python -m bench.target``; prints its port.
+Run as ``python -m bench.target``; prints its port. A generation of no tokens is held until
+``POST /bench/release``; ``POST /bench/gaps`` gives the seconds between the last byte of each answer and the
+next request for a generation, since it was asked last.
 """
 
 import asyncio
 import json
 import re
+import time
+from typing import ClassVar
 
 
 def _answer(content_type: str, body: bytes) -> bytes:
@@ -40,6 +44,10 @@ def _chunk(data: bytes) -> bytes:
 class Target(asyncio.Protocol):
     """One connection, kept alive."""
 
+    _gaps: ClassVar[list[float]] = []
+    _held: ClassVar[list["Target"]] = []
+    _ended_at: ClassVar[float | None] = None
+
     def __init__(self) -> None:
         self._data = b""
 
@@ -62,14 +70,28 @@ class Target(asyncio.Protocol):
             self._answer(head.split(b" ", 2)[1], rest[:length])
 
     def _answer(self, path: bytes, body: bytes) -> None:
+        received_at = time.perf_counter()
         answer = FIXED.get(path)
-        if answer is None and b'"stream": false' in body:
+        if path == b"/bench/gaps":
+            answer = _json(Target._gaps)
+            Target._gaps, Target._ended_at = [], None
+        elif path == b"/bench/release":
+            answer = _json(None)
+            while Target._held:
+                Target._held.pop()._stream(10)
+        elif answer is None and b'"stream": false' in body:
             answer = WHOLE
         if answer is not None:
             self._transport.write(answer)
             return
+        if Target._ended_at is not None:
+            Target._gaps.append(received_at - Target._ended_at)
         found = re.search(rb'"num_predict": (\d+)', body)
-        self._stream(int(found[1]) if found else 10)
+        lines = int(found[1]) if found else 10
+        if lines:
+            self._stream(lines)
+        else:
+            Target._held.append(self)
 
     def _stream(self, lines: int) -> None:
         """One write a line, as Ollama flushes each."""
@@ -78,6 +100,7 @@ class Target(asyncio.Protocol):
         for _ in range(lines - 2):
             write(line)
         write(_chunk(LAST) + b"0\r\n\r\n")
+        Target._ended_at = time.perf_counter()
 
 
 async def _serve() -> None:
