@@ -2,7 +2,8 @@
 A first run: foreman in front of a real, small language model, without an Ollama.
 
 Starts `twistd foreman` on the embedded target, streams a chat, then sends six requests at once that
-alternate two models: first straight to the target, then through foreman, and counts the loads.
+alternate two models: first straight to the target, then through foreman, and counts the loads. At last
+it hands the same six in as durable jobs, which nobody has to wait for, and fetches a result.
 """
 
 import json
@@ -28,6 +29,7 @@ QUESTIONS = (
 )
 START_SECONDS = 60
 ANSWER_SECONDS = 120
+ENDED = ("succeeded", "failed", "cancelled", "expired")
 
 
 class Daemon:
@@ -97,6 +99,43 @@ def six_at_once(url: str) -> list[tuple[str, str, float, str]]:
     return results
 
 
+def fetch(url: str, body: object = None) -> "tuple[int, bytes]":
+    """Status and body of the answer; a body of ours goes by POST."""
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
+        return answer.status, answer.read()
+
+
+def submit_six(url: str) -> list[str]:
+    """The same six as durable jobs: their ids. Each is on the disk when its 202 is there."""
+    ids = []
+    for number, question in enumerate(QUESTIONS):
+        messages = [{"role": "user", "content": question}]
+        body = {"model": MODELS[number % 2], "messages": messages, "options": {"num_predict": 8}}
+        status, receipt = fetch(f"{url}/jobs", body)
+        job = json.loads(receipt)
+        print(f"  {status}  {job['job_id']}  {body['model']:<11} {question}")
+        ids.append(job["job_id"])
+    return ids
+
+
+def follow(url: str, ids: list[str]) -> None:
+    """Poll until all have ended, with a line each time that the picture changes."""
+    shown, until = "", time.monotonic() + ANSWER_SECONDS
+    while True:
+        listed = json.loads(fetch(f"{url}/jobs?limit={len(ids)}")[1])["jobs"]
+        states = {job["job_id"]: job["status"] for job in listed}
+        picture = "  ".join(f"{states[job_id]:<9}" for job_id in ids).rstrip()
+        if picture != shown:
+            print(f"  {picture}", flush=True)
+            shown = picture
+        if all(state in ENDED for state in states.values()):
+            return
+        if time.monotonic() > until:
+            raise SystemExit(f"the jobs did not end within {ANSWER_SECONDS} s")
+        time.sleep(0.05)
+
+
 def main() -> int:
     """Exit code 0 when everything was as promised."""
     with tempfile.TemporaryDirectory(prefix="foreman-demo-") as folder:
@@ -131,8 +170,32 @@ def show(daemon: Daemon) -> int:
         waited = int(queued) / 1000
         print(f"  {model:<11} {question:<16} waited {waited:5.2f} s, answered after {seconds:5.2f} s")
     loads, seconds = daemon.loads() - before, time.monotonic() - began
-    print(f"  {loads} loads, {seconds:.1f} s: the queue drains one model before it swaps to the other")
-    return 0 if loads <= len(MODELS) < direct_loads else 1
+    print(f"  {loads} loads, {seconds:.1f} s: the queue drains one model before it swaps to the other\n")
+
+    well = show_jobs(daemon)
+    return 0 if well and loads <= len(MODELS) < direct_loads else 1
+
+
+def show_jobs(daemon: Daemon) -> bool:
+    """The part with the durable jobs; whether everything was as promised."""
+    print("The same six as durable jobs, which outlive their connection, and foreman's end too:")
+    before = daemon.loads()
+    ids = submit_six(daemon.url)
+    print("What GET /jobs says meanwhile, one column for each of them:")
+    follow(daemon.url, ids)
+    loads = daemon.loads() - before
+    print(f"  {loads} loads instead of {len(QUESTIONS)}\n")
+
+    jobs = [json.loads(fetch(f"{daemon.url}/jobs/{job_id}")[1]) for job_id in ids]
+    job = jobs[0]
+    tokens = job["metrics"]["completion_tokens"]
+    print(f"The first one, fetched with GET {job['urls']['self']}: {tokens} tokens,")
+    print(f"  {job['result']['message']['content']!r}")
+    print("and its artifacts:")
+    for artifact in job["artifacts"]:
+        status, content = fetch(f"{daemon.url}{artifact['url']}")
+        print(f"  {status}  {artifact['name']:<13}  {len(content)} bytes of {artifact['content_type']}")
+    return loads <= len(MODELS) and all(job["status"] == "succeeded" for job in jobs)
 
 
 if __name__ == "__main__":

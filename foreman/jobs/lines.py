@@ -39,7 +39,8 @@ def ahead(connection: sqlite3.Connection, job_id: str) -> int | None:
         ((behind,),) = rows(connection, "line_behind", {**values, "limit": _COUNTED_BEHIND})
         if behind < _COUNTED_BEHIND:
             ((waiting,),) = rows(connection, "line_count", values)
-            return int(waiting - 1 - behind)
+            # The two counts are two reads, and a claim may come between them.
+            return max(0, int(waiting - 1 - behind))
         ((before,),) = rows(connection, "line_ahead", values)
         return int(before)
     return None

@@ -92,6 +92,21 @@ def begin_stream(port: int) -> socket.socket:
     return client
 
 
+def submit(port: int, body: bytes) -> str:
+    """The id of a durable job that was taken."""
+    head, _, receipt = read_all(ask(port, "POST", "/jobs", body)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 202 "), head
+    return str(json.loads(receipt)["job_id"])
+
+
+def show(port: int, job_id: str) -> dict[str, Any]:
+    """A durable job as it is now."""
+    head, _, job = read_all(ask(port, "GET", f"/jobs/{job_id}")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 "), head
+    shown: dict[str, Any] = json.loads(job)
+    return shown
+
+
 def is_well(port: int) -> bool:
     """Whether `/healthz` says that nothing is wrong."""
     answer = read_all(ask(port, "GET", "/healthz"))
@@ -221,7 +236,10 @@ async def target() -> AsyncIterator[str]:
 
 
 async def test_is_back_after_kill(target: str, tmp_path: Path) -> None:
-    """After `kill -9` in the middle of a stream the next foreman serves, and ends with its supervisord."""
+    """
+    After `kill -9` in the middle of a stream the next foreman serves, and ends with its supervisord. It does
+    the durable jobs: the one that waited, and the one that ran, which is counted as interrupted.
+    """
     supervisor = Supervisor(tmp_path, environment(tmp_path, target))
 
     def scenario() -> None:
@@ -230,11 +248,20 @@ async def test_is_back_after_kill(target: str, tmp_path: Path) -> None:
             supervisor.wait_until("RUNNING")
             killed = supervisor.pid()
             client = begin_stream(port)
+            # An embedding passes the turn by, and waits at the target for the stream's end.
+            ran = submit(port, b'{"model":"alpha","input":"Rain?"}')
+            waited = submit(port, b'{"model":"alpha","prompt":"Rain?"}')
+            until(lambda: show(port, ran)["status"] == "running", "the embedding runs")
+            assert show(port, waited)["status"] == "queued"
             os.kill(killed, signal.SIGKILL)
             assert b'"done":true' not in read_all(client)
             port = supervisor.wait_for_start(2)
             until(lambda: is_well(port), "the second foreman knows its target")
             assert supervisor.pid() != killed
+            for job_id, interruptions in ((ran, 1), (waited, 0)):
+                until(lambda job_id=job_id: show(port, job_id)["status"] == "succeeded", "the job is done")
+                job = show(port, job_id)
+                assert (job["attempt"], job["interruptions"], job["errors"]) == (1, interruptions, [])
             answer = read_all(begin_stream(port))
             assert b'"done":true' in answer
             assert answer.endswith(b"0\r\n\r\n")
