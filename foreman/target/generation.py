@@ -4,7 +4,6 @@ Each request has a connection of its own (see `make_http`), so that whoever canc
 """
 
 from collections.abc import Callable
-from typing import Protocol as Structural
 
 from attrs import define, field, frozen
 from treq.client import HTTPClient
@@ -28,22 +27,9 @@ from foreman.errors import (
 )
 from foreman.quantities import format_duration
 from foreman.target.client import cause, read_body, said, unreachable_reason, was_cancelled, without_slash
+from foreman.target.exchange import Grant
 
 _REFUSAL_BYTES = 64 * 1024
-
-
-class Grant(Structural):
-    """What a generation tells the turn under which it runs."""
-
-    @property
-    def settling(self) -> bool:
-        """The target may still be busy with a request that was aborted before its first byte."""
-
-    def first_byte(self) -> None:
-        """The target has begun to answer."""
-
-    def abort(self) -> None:
-        """The request was given up."""
 
 
 @frozen

@@ -10,7 +10,8 @@ from twisted.logger import Logger
 
 from foreman.errors import ForemanError
 from foreman.jobs.model import Claimed, Metrics, Transition
-from foreman.target.generation import GenerationLimits, Generator, Grant, streamed
+from foreman.target.exchange import Grant
+from foreman.target.generation import GenerationLimits, Generator, streamed
 from foreman.worker.assemble import Assembly, Facts, StreamAssembly
 from foreman.worker.composing import ABSENT, is_null
 from foreman.worker.embedding import EmbeddingAssembly
