@@ -1,0 +1,1 @@
+"""Pushes the events of jobs to their receivers: at least once, signed, and hurting nobody."""
