@@ -16,6 +16,7 @@ from foreman.scheduler.keys import KeyRegistry
 from foreman.scheduler.policy import Limits
 from foreman.scheduler.turn import Turn
 from foreman.target.generation import GenerationLimits
+from foreman.testing.store import compose_plainly
 from foreman.worker.worker import Worker
 
 RUNS = 1000
@@ -94,7 +95,7 @@ async def _measure(reactor: Any, paths: Sequence[str], folder: str, costs: list[
     queues: list[DeferredQueue[None]] = [DeferredQueue(), DeferredQueue()]
     benches = []
     for path, own, other in zip(paths, queues, reversed(queues), strict=True):
-        store = SqliteStore(path, open_pools(path, reactor), time.time)
+        store = SqliteStore(path, open_pools(path, reactor), time.time, compose_plainly)
         bench = _Bench(store, own, other, LineKey("bench", "", True))
         nothing = _Nothing()
         turn = Turn(reactor, KeyRegistry(nothing), Limits(), 60.0, 60.0)

@@ -3,9 +3,13 @@ A first run: foreman in front of a real, small language model, without an Ollama
 
 Starts `twistd foreman` on the embedded target, streams a chat, then sends six requests at once that
 alternate two models: first straight to the target, then through foreman, and counts the loads. At last
-it hands the same six in as durable jobs, which nobody has to wait for, and fetches a result.
+it hands the same six in as durable jobs, which nobody has to wait for, fetches a result, and shows the
+webhooks that came for them.
 """
 
+import base64
+import hashlib
+import hmac
 import json
 import os
 import re
@@ -16,6 +20,8 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 MODELS = ("smollm2", "smollm2-4k")
@@ -27,6 +33,7 @@ QUESTIONS = (
     "Name a river.",
     "Name a tool.",
 )
+SECRET = "whsec_" + base64.b64encode(b"the demo's own secret, 32 bytes.").decode()
 START_SECONDS = 60
 ANSWER_SECONDS = 120
 ENDED = ("succeeded", "failed", "cancelled", "expired")
@@ -41,6 +48,7 @@ class Daemon:
             "FOREMAN_ADDR": "127.0.0.1:0",
             "FOREMAN_OLLAMA_URL": "embedded:",
             "FOREMAN_DB_PATH": f"{folder}/foreman.db",
+            "FOREMAN_WEBHOOK_SECRET": SECRET,
         }
         self._log = Path(folder, "foreman.log")
         with self._log.open("wb") as log:
@@ -68,6 +76,49 @@ class Daemon:
         """As a supervisor would."""
         self._process.terminate()
         self._process.wait(timeout=20)
+
+
+class Receiver:
+    """A receiver of webhooks on loopback: it checks the signature of what comes, and keeps it."""
+
+    def __init__(self) -> None:
+        self.events: list[dict] = []
+        self.forged = 0
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if _is_signed(self.headers, body):
+                    receiver.events.append(json.loads(body))
+                else:
+                    receiver.forged += 1
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def of(self, job_id: str) -> list[dict]:
+        """The data of the events of one job, as they came."""
+        return [event["data"] for event in list(self.events) if event["data"]["job_id"] == job_id]
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _is_signed(headers: Message, body: bytes) -> bool:
+    """As Standard Webhooks has it: HMAC-SHA256 over the id, the moment and the body."""
+    key = base64.b64decode(SECRET.removeprefix("whsec_"))
+    content = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    expected = "v1," + base64.b64encode(hmac.digest(key, content, hashlib.sha256)).decode()
+    return hmac.compare_digest(headers["webhook-signature"], expected)
 
 
 def chat(url: str, model: str, question: str, tokens: int) -> "Iterator[tuple[str, dict[str, str]]]":
@@ -106,12 +157,13 @@ def fetch(url: str, body: object = None) -> "tuple[int, bytes]":
         return answer.status, answer.read()
 
 
-def submit_six(url: str) -> list[str]:
+def submit_six(url: str, hook: str) -> list[str]:
     """The same six as durable jobs: their ids. Each is on the disk when its 202 is there."""
     ids = []
     for number, question in enumerate(QUESTIONS):
         messages = [{"role": "user", "content": question}]
         body = {"model": MODELS[number % 2], "messages": messages, "options": {"num_predict": 8}}
+        body["state_webhook_url"] = hook
         status, receipt = fetch(f"{url}/jobs", body)
         job = json.loads(receipt)
         print(f"  {status}  {job['job_id']}  {body['model']:<11} {question}")
@@ -139,14 +191,16 @@ def follow(url: str, ids: list[str]) -> None:
 def main() -> int:
     """Exit code 0 when everything was as promised."""
     with tempfile.TemporaryDirectory(prefix="foreman-demo-") as folder:
+        receiver = Receiver()
         daemon = Daemon(folder)
         try:
-            return show(daemon)
+            return show(daemon, receiver)
         finally:
             daemon.stop()
+            receiver.stop()
 
 
-def show(daemon: Daemon) -> int:
+def show(daemon: Daemon, receiver: Receiver) -> int:
     """The whole demonstration."""
     print(f"foreman listens on {daemon.url}, in front of the embedded target at {daemon.target_url}\n")
 
@@ -172,15 +226,15 @@ def show(daemon: Daemon) -> int:
     loads, seconds = daemon.loads() - before, time.monotonic() - began
     print(f"  {loads} loads, {seconds:.1f} s: the queue drains one model before it swaps to the other\n")
 
-    well = show_jobs(daemon)
+    well = show_jobs(daemon, receiver)
     return 0 if well and loads <= len(MODELS) < direct_loads else 1
 
 
-def show_jobs(daemon: Daemon) -> bool:
+def show_jobs(daemon: Daemon, receiver: Receiver) -> bool:
     """The part with the durable jobs; whether everything was as promised."""
     print("The same six as durable jobs, which outlive their connection, and foreman's end too:")
     before = daemon.loads()
-    ids = submit_six(daemon.url)
+    ids = submit_six(daemon.url, receiver.url)
     print("What GET /jobs says meanwhile, one column for each of them:")
     follow(daemon.url, ids)
     loads = daemon.loads() - before
@@ -195,7 +249,22 @@ def show_jobs(daemon: Daemon) -> bool:
     for artifact in job["artifacts"]:
         status, content = fetch(f"{daemon.url}{artifact['url']}")
         print(f"  {status}  {artifact['name']:<13}  {len(content)} bytes of {artifact['content_type']}")
-    return loads <= len(MODELS) and all(job["status"] == "succeeded" for job in jobs)
+    told = show_webhooks(receiver, ids)
+    return told and loads <= len(MODELS) and all(job["status"] == "succeeded" for job in jobs)
+
+
+def show_webhooks(receiver: Receiver, ids: list[str]) -> bool:
+    """What a receiver was told of the jobs; whether everything came, signed and in order."""
+    print("\nWhat their webhooks told a receiver, which checked each signature:")
+    until = time.monotonic() + ANSWER_SECONDS
+    while any(len(receiver.of(job_id)) < 3 for job_id in ids) and time.monotonic() < until:
+        time.sleep(0.05)
+    for job_id in ids:
+        told = [f"{data['sequence']} {data['status']}" for data in receiver.of(job_id)]
+        print(f"  {job_id}  {', '.join(told)}")
+    orders = [[data["sequence"] for data in receiver.of(job_id)] for job_id in ids]
+    print(f"  {len(receiver.events)} events, {receiver.forged} with a wrong signature")
+    return not receiver.forged and all(order == [1, 2, 3] for order in orders)
 
 
 if __name__ == "__main__":

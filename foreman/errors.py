@@ -281,6 +281,26 @@ class ArtifactNotFound(ForemanError):
         super().__init__(f"job {job_id} has no artifact {name!r}")
 
 
+class DeliveryNotFound(ForemanError):
+    """The job has no such event, or nobody was to be told of it, or it was pruned."""
+
+    code = "delivery_not_found"
+    status = 404
+
+    def __init__(self, job_id: str, event_id: str) -> None:
+        super().__init__(f"job {job_id} has no delivery of an event {event_id!r}")
+
+
+class DeliveryUnderWay(ForemanError):
+    """An attempt at this delivery is on the wire; what comes of it is not known yet."""
+
+    code = "delivery_under_way"
+    status = 409
+
+    def __init__(self, event_id: str) -> None:
+        super().__init__(f"event {event_id} is being sent at this moment: see what comes of it first")
+
+
 class RangeNotSatisfiable(ForemanError):
     """The range that was asked for begins behind the end."""
 

@@ -33,6 +33,12 @@ class Listener:
         await self._port.stopListening()
 
     @property
+    def place(self) -> tuple[str, int] | None:
+        """The address and port that it is bound to; None for a Unix socket."""
+        address = self._port.getHost()
+        return (address.host, address.port) if isinstance(address, IPv4Address | IPv6Address) else None
+
+    @property
     def is_loopback(self) -> bool:
         """Only this machine can connect."""
         address = self._port.getHost()

@@ -1,11 +1,12 @@
 """
-Durations as Go writes them, and sizes in bytes.
+Durations as Go writes them, sizes in bytes, and moments.
 
 The grammar of a duration is that of Go's ``time.ParseDuration``, which Ollama uses for ``keep_alive``:
 a sign, then numbers each with a unit (``ns us µs ms s m h``), such as ``1h30m`` or ``1.5s``.
 """
 
 import re
+from datetime import UTC, datetime
 
 _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 # Go counts nanoseconds in 64 bits.
@@ -71,3 +72,10 @@ def format_size(size_bytes: int) -> str:
         if size_bytes and size_bytes % _UNIT_BYTES[unit] == 0:
             return f"{size_bytes // _UNIT_BYTES[unit]}{unit}"
     return str(size_bytes)
+
+
+def format_moment(seconds: float | None) -> str | None:
+    """RFC 3339 in UTC with milliseconds, of epoch seconds; None stays None."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -9,10 +9,12 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
+from urllib.parse import urlsplit
 
-from attrs import define
+from attrs import define, evolve
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory
@@ -43,21 +45,34 @@ from foreman.target.inventory import Inventory
 from foreman.target.names import is_cloud
 from foreman.target.reachability import Reachability
 from foreman.target.relay import Relay
+from foreman.urls import JobUrls
 from foreman.web.app import App
 from foreman.web.artifacts import Artifacts
+from foreman.web.deliveries import Deliveries
 from foreman.web.gate import Gate
 from foreman.web.health import Health
+from foreman.web.job_views import Views
 from foreman.web.jobs import Jobs
 from foreman.web.native import Native
 from foreman.web.origins import Origins
 from foreman.web.site import Site
 from foreman.web.spool import Spool
+from foreman.webhooks.body import compose
+from foreman.webhooks.connector import Connector, Resolver
+from foreman.webhooks.dispatcher import BACKLOG_SECONDS, Dispatcher
+from foreman.webhooks.guard import Guard
+from foreman.webhooks.sender import Sender
+from foreman.webhooks.signature import Signer
+from foreman.webhooks.tls import check_ca
+from foreman.webhooks.watch import Watch
 from foreman.worker.upkeep import Upkeep
 from foreman.worker.worker import Worker
 
 # Last words and resets after the grace take at most twice this: the stop ends within the grace and 1 s.
 _CUT_SECONDS = 0.25
 _CHILD_STOP_SECONDS = 0.3
+# A receiver that is silent does not make every stop as long as the grace.
+_WEBHOOK_GRACE_SECONDS = 2.0
 
 
 def build_service(reactor: Any, environment: Mapping[str, str]) -> "Foreman":
@@ -86,6 +101,12 @@ def build_service(reactor: Any, environment: Mapping[str, str]) -> "Foreman":
             prepare(settings.db_path)
         except DatabaseRefused as why:
             complaints["FOREMAN_DB_PATH"] = str(why)
+    if settings.webhook_ca:
+        try:
+            check_ca(settings.webhook_ca)
+        except ValueError as why:
+            complaints["FOREMAN_WEBHOOK_CA"] = f"FOREMAN_WEBHOOK_CA is {settings.webhook_ca!r}: {why}."
+            settings = evolve(cast(Any, settings), webhook_ca="")
     url = embedded.url if embedded else settings.ollama_url
     parts = _wire(reactor, settings, url, open_pools(settings.db_path, reactor))
     listener: Listener | None = None
@@ -98,6 +119,7 @@ def build_service(reactor: Any, environment: Mapping[str, str]) -> "Foreman":
     if complaints or lock is None or listener is None:
         _refuse(complaints.values())
     parts.gate.checks_host = listener.is_loopback
+    parts.guard.own = listener.place
     return Foreman(reactor, settings, unknown(environment), lock, embedded, parts, listener)
 
 
@@ -138,6 +160,10 @@ class _Parts:
     store: SqliteStore
     worker: Worker
     upkeep: Upkeep
+    guard: Guard
+    sender: Sender
+    dispatcher: Dispatcher
+    watch: Watch | None
 
 
 def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
@@ -177,7 +203,15 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
     )
 
     folder = os.path.dirname(os.path.abspath(s.db_path))
-    store = SqliteStore(s.db_path, pools, time.time, s.max_interruptions)
+    urls = JobUrls(s.public_url)
+    store = SqliteStore(
+        s.db_path,
+        pools,
+        time.time,
+        partial(compose, urls=urls),
+        owner_url=s.webhook_url or None,
+        max_interruptions=s.max_interruptions,
+    )
     generator = Generator(http, url, s.ollama_token, reactor)
     run_limits = GenerationLimits(s.first_byte_timeout, s.silence_timeout, s.run_timeout)
     worker = Worker(
@@ -190,7 +224,16 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
         run_limits,
         folder,
     )
-    upkeep = Upkeep(store, reactor, Retention(s.retain_succeeded, s.retain_failed))
+    upkeep = Upkeep(
+        store, reactor, store.outbox, Retention(s.retain_succeeded, s.retain_failed), s.retain_deliveries
+    )
+
+    resolver = Resolver(reactor)
+    guard = Guard(s.webhook_allow, _place(url), resolver)
+    connector = Connector(reactor, resolver, guard, s.webhook_connect_timeout, s.webhook_ca)
+    sender = Sender(reactor, connector, s.webhook_timeout)
+    signer = Signer((s.webhook_secret, s.webhook_secret_previous))
+    dispatcher = Dispatcher(reactor, store.outbox, sender, signer, s.webhook_backoff, s.webhook_concurrency)
 
     turn.on_swap = lambda: _refresh(inventory)
     inventory.on_read.append(lambda asked_at: keys.inventory_read(asked_at) if asked_at is not None else None)
@@ -202,16 +245,48 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
             "target_unreachable": lambda: _unreachable(url, reachability, inventory),
             "generation_stalled": lambda: _stalled(relay.stalled() or generator.stalled(), settings),
             "embed_model_not_resident": lambda: _not_resident(embedder),
+            "webhook_backlog": lambda: _backlog(dispatcher),
         }
     )
-    jobs = Jobs(store, inventory, time.time, worker.progress, lambda: reachability.up)
-    app = App(health, jobs, Artifacts(store))
+    watch = Watch(reactor, store.outbox, health.report, s.webhook_url) if s.webhook_url else None
+    jobs = Jobs(
+        store,
+        store.outbox,
+        Views(urls),
+        guard.check,
+        inventory,
+        time.time,
+        worker.progress,
+        lambda: reachability.up,
+    )
+    app = App(health, jobs, Artifacts(store), Deliveries(store, store.outbox, dispatcher))
     gate = Gate(Origins(s.origins), s.token, s.body_limit, app.own_paths, job_body_limit=s.job_body_limit)
     spool = Spool(folder, s.disk_reserve)
     site = Site(reactor, app.resource(), native, gate, spool, s.idle_timeout)
     return _Parts(
-        gate, site, native, turn, relay, connections, reachability, inventory, embedder, store, worker, upkeep
+        gate,
+        site,
+        native,
+        turn,
+        relay,
+        connections,
+        reachability,
+        inventory,
+        embedder,
+        store,
+        worker,
+        upkeep,
+        guard,
+        sender,
+        dispatcher,
+        watch,
     )
+
+
+def _place(url: str) -> tuple[str, int]:
+    """The host and port of the target."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _refresh(inventory: Inventory) -> None:
@@ -231,6 +306,12 @@ def _stalled(stalled: bool, settings: Settings) -> str | None:
         return None
     begin, silence = format_duration(settings.first_byte_timeout), format_duration(settings.silence_timeout)
     return f"a generation is past half of its limit (to begin {begin}, silence {silence}), and will be cut"
+
+
+def _backlog(dispatcher: Dispatcher) -> str | None:
+    if dispatcher.behind_seconds <= BACKLOG_SECONDS:
+        return None
+    return f"a webhook has been due for {format_duration(round(dispatcher.behind_seconds))}, and was not sent"
 
 
 def _not_resident(embedder: Embedder | None) -> str | None:
@@ -278,6 +359,9 @@ class Foreman(Service):
         await parts.store.open()
         await parts.worker.start()
         parts.upkeep.start()
+        await parts.dispatcher.start()
+        if parts.watch is not None:
+            await parts.watch.start()
         self._listener.accept()
         self._log.info(
             "foreman {version} listens on {address}, target {target}",
@@ -310,11 +394,19 @@ class Foreman(Service):
         await self._listener.close()
         parts.native.stop()
         parts.turn.close(Stopping())
+        began = self._reactor.seconds()
+        if parts.watch is not None:
+            await parts.watch.stop()
         working = Deferred.fromCoroutine(parts.worker.stop(self._settings.stop_grace, _CUT_SECONDS))
         await parts.site.drain(self._settings.stop_grace)
         parts.relay.cut_all(Stopping())
+        left = self._settings.stop_grace - (self._reactor.seconds() - began)
+        grace = min(max(left, _CUT_SECONDS), _WEBHOOK_GRACE_SECONDS)
+        sending = Deferred.fromCoroutine(parts.dispatcher.stop(grace, _CUT_SECONDS))
         await parts.site.abort(_CUT_SECONDS)
         await working
+        await sending
+        await parts.sender.close()
         await parts.upkeep.stop()
         if parts.embedder is not None:
             await parts.embedder.stop()

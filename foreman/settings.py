@@ -17,11 +17,14 @@ import attrs
 import environ
 from environ.exceptions import MissingEnvValueError
 
+from foreman.allow import Allow, parse_allow
 from foreman.quantities import parse_duration, parse_size
+from foreman.urls import check_url
 
 PREFIX = "FOREMAN"
 EMBEDDED_URL = "embedded:"
 _ENDPOINT = re.compile(r"[A-Za-z][A-Za-z0-9_]*:.+", re.ASCII)
+_RETRIES = 5
 # `tcp:8080` is an endpoint, and no host named tcp.
 _ENDPOINTS_LIKE_HOSTS = ("tcp", "tcp6", "ssl")
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>\d+)", re.ASCII)
@@ -125,6 +128,38 @@ def _webhook_secret(text: str) -> str:
     return text
 
 
+def _backoff(text: str) -> tuple[float, ...]:
+    """The seconds before each of the five retries."""
+    allowed = "it has five durations with commas between, such as 5s,30s,2m,10m,1h"
+    try:
+        delays = tuple(_duration()(part.strip()) for part in text.split(","))
+    except ValueError:
+        raise ValueError(allowed) from None
+    if len(delays) != _RETRIES:
+        raise ValueError(allowed)
+    return delays
+
+
+def _places(text: str) -> int:
+    count = _count(text)
+    if not 1 <= count <= 1000:
+        raise ValueError("it is a whole number from 1 to 1000")
+    return count
+
+
+def _receiver_url(text: str) -> str:
+    return check_url(text) if text else ""
+
+
+def _public_url(text: str) -> str:
+    if not text:
+        return ""
+    url = urlsplit(check_url(text))
+    if url.query or url.fragment:
+        raise ValueError("it is an http or https URL without a query, such as https://foreman.example")
+    return text.rstrip("/")
+
+
 def _target_url(text: str) -> str:
     if text == EMBEDDED_URL:
         return text
@@ -197,6 +232,44 @@ class Settings:
         "WEBHOOK_SECRET", "", _webhook_secret, "HMAC key that signs webhooks.", secret=True
     )
 
+    webhook_secret_previous: str = _var(
+        "WEBHOOK_SECRET_PREVIOUS",
+        "",
+        _webhook_secret,
+        "The key that was used before: while receivers change over, webhooks bear its signature too.",
+        secret=True,
+    )
+    webhook_url: str = _var(
+        "WEBHOOK_URL",
+        "",
+        _receiver_url,
+        "Where the owner is told of jobs without a URL of their own that failed or expired, "
+        "and of foreman being degraded.",
+    )
+    webhook_allow: Allow = _var(
+        "WEBHOOK_ALLOW",
+        "lan",
+        parse_allow,
+        "Where webhooks may go: `lan`, `public`, or networks and host names with commas between.",
+    )
+    webhook_ca: str = _var(
+        "WEBHOOK_CA", "", _text, "File with certificates (PEM) of more authorities that receivers may have."
+    )
+    webhook_backoff: tuple[float, ...] = _var(
+        "WEBHOOK_BACKOFF", "5s,30s,2m,10m,1h", _backoff, "How long to wait before each of the five retries."
+    )
+    webhook_concurrency: int = _var(
+        "WEBHOOK_CONCURRENCY", "64", _places, "How many webhooks may be on their way at once."
+    )
+    webhook_connect_timeout: float = _var(
+        "WEBHOOK_CONNECT_TIMEOUT", "5s", _duration(), "How long a connection to a receiver may take."
+    )
+    webhook_timeout: float = _var(
+        "WEBHOOK_TIMEOUT", "15s", _duration(), "How long one attempt at a receiver may take in all."
+    )
+    public_url: str = _var(
+        "PUBLIC_URL", "", _public_url, "What the URLs of jobs begin with; without it they are absolute paths."
+    )
     origins: tuple[str, ...] = _var(
         "ORIGINS",
         "",
@@ -273,6 +346,9 @@ class Settings:
     )
     retain_failed: float = _var(
         "RETAIN_FAILED", "168h", _duration(0), "How long a job that ended otherwise is kept."
+    )
+    retain_deliveries: float = _var(
+        "RETAIN_DELIVERIES", "336h", _duration(0), "How long the log of a webhook is kept after its end."
     )
     max_interruptions: int = _var(
         "MAX_INTERRUPTIONS", "10", _count, "How often foreman may die or be stopped under one job."

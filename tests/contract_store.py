@@ -51,6 +51,7 @@ class Life:
     views: dict[LineKey, LineView] = field(factory=dict)
     cancels: list[str] = field(factory=list)
     dues: list[float] = field(factory=list)
+    deliveries_due: list[tuple[str, float]] = field(factory=list)
     _count: int = 0
 
     async def crash(self) -> int:
@@ -59,6 +60,7 @@ class Life:
         self.store.on_line_change = self._changed
         self.store.on_cancel_requested = self.cancels.append
         self.store.on_due = self.dues.append
+        self.store.outbox.on_delivery_due = lambda name, moment: self.deliveries_due.append((name, moment))
         self.views = {view.line: view for view in await self.store.lines()}
         recovered: int = await self.store.recover()
         return recovered
@@ -134,6 +136,7 @@ class StoreContract:
             on_interrupt="fail",
             transcript=True,
             webhook_url="http://10.0.0.5/hook",
+            webhook_events=("job.failed", "job.succeeded"),
             option_key="ctx=8192",
             takes_turn=False,
         )
@@ -144,6 +147,7 @@ class StoreContract:
         assert (job.priority, job.timeout, job.start_deadline) == (3, 60.0, life.now + 9)
         assert (job.max_attempts, job.on_interrupt, job.transcript) == (5, "fail", True)
         assert (job.webhook_url, job.line) == ("http://10.0.0.5/hook", LineKey("m", "ctx=8192", False))
+        assert job.webhook_events == ("job.failed", "job.succeeded")
         assert await life.crash() == 0
         assert await life.store.get(job.job_id) == job
 

@@ -20,11 +20,17 @@ from foreman.jobs.model import (
     Finish,
     Transition,
 )
+from foreman.testing.sender import ScriptedSender, answer
 from foreman.testing.store import make_store
+from foreman.urls import JobUrls, check_url
 from foreman.web.app import App
 from foreman.web.artifacts import Artifacts
+from foreman.web.deliveries import Deliveries
 from foreman.web.health import Health
+from foreman.web.job_views import Views
 from foreman.web.jobs import Jobs
+from foreman.webhooks.dispatcher import Dispatcher
+from foreman.webhooks.signature import Signer
 from foreman.worker.attempt import Progress
 
 NOW = 1_800_000_000.25
@@ -90,15 +96,23 @@ class Bench:
         self.progress: dict[str, Progress] = {}
         self.reachable = True
         self.count = 0
+        self.sender = ScriptedSender(answer(200))
+        self.dispatcher = Dispatcher(
+            self.clock, self.store.outbox, self.sender, Signer(()), (5.0, 30.0, 120.0, 600.0, 3600.0), 64
+        )
         jobs = Jobs(
             self.store,
+            self.store.outbox,
+            Views(JobUrls()),
+            check_url,
             self.inventory,
             self.clock.seconds,
             self.progress.get,
             lambda: self.reachable,
             self.new_id,
         )
-        self.app = App(Health({}), jobs, Artifacts(self.store))
+        deliveries = Deliveries(self.store, self.store.outbox, self.dispatcher)
+        self.app = App(Health({}), jobs, Artifacts(self.store), deliveries)
         self.client = StubTreq(self.app.resource())
 
     def new_id(self, moment: float) -> str:

@@ -50,7 +50,7 @@ class Bench:
         self.folder = folder
         self.worker = self.make_worker()
         self.wait(self.worker.start)
-        self.upkeep = Upkeep(self.store, self.clock, Retention())
+        self.upkeep = Upkeep(self.store, self.clock, self.store.outbox, Retention(), 336 * 3600.0)
         self.upkeep.start()
         self.pool.commit_seconds = commit_seconds
 

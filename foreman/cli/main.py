@@ -1,11 +1,12 @@
-"""``foreman``: the daemon in the foreground, and its version."""
+"""``foreman``: its commands, each in a module of its own."""
 
 import argparse
 import sys
 
-from twisted.scripts import twistd
-
 from foreman import __version__
+from foreman.cli import listen, secret, serve, webhook_test
+
+COMMANDS = (serve, secret, listen, webhook_test)
 
 
 def main() -> None:
@@ -14,11 +15,11 @@ def main() -> None:
         prog="foreman", description="A queue and a relay in front of one Ollama."
     )
     parser.add_argument("--version", action="version", version=f"foreman {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands.add_parser("serve", help="run the daemon in the foreground; settings are FOREMAN_* variables")
-    if parser.parse_args().command is None:
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_to(commands)
+    arguments = parser.parse_args()
+    if "run" not in arguments:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
-    # The same daemon as `twistd -n foreman`. No pidfile: a stale one would block the next start.
-    sys.argv = ["twistd", "--nodaemon", "--pidfile=", "--logger=foreman.logs.stderr_observer", "foreman"]
-    twistd.run()
+    arguments.run(arguments)

@@ -103,6 +103,7 @@ class Submission:
     """A job as it is handed in. `job_id` is a ULID, `body` the native body without foreman's own fields.
 
     `timeout` is in seconds, 0 for none, None for the default. `start_deadline` and `run_at` are moments.
+    `webhook_events` names the events that `webhook_url` wants; None is all.
     """
 
     job_id: str
@@ -119,6 +120,7 @@ class Submission:
     on_interrupt: Literal["retry", "fail"] = "retry"
     transcript: bool = False
     webhook_url: str | None = None
+    webhook_events: tuple[str, ...] | None = None
 
 
 @frozen
@@ -181,6 +183,7 @@ class Job:
     on_interrupt: Literal["retry", "fail"]
     transcript: bool
     webhook_url: str | None
+    webhook_events: tuple[str, ...] | None
     attempt: int
     interruptions: int
     sequence: int

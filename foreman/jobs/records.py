@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import asdict, evolve, frozen
@@ -94,6 +94,7 @@ def insert(transaction: Transaction, submission: Submission, status: Status, sin
             "on_interrupt": submission.on_interrupt,
             "transcript": submission.transcript,
             "webhook_url": submission.webhook_url,
+            "webhook_events": None if submission.webhook_events is None else _dump(submission.webhook_events),
             "created_at": submission.created_at,
             "run_at": submission.run_at,
             "waiting_since": since,
@@ -147,12 +148,20 @@ def save(transaction: Transaction, old: Record, new: Record, transition: Transit
 
 def read_events(connection: sqlite3.Connection, job_id: str) -> list[Event]:
     """The events of a job, oldest first."""
-    return [
-        Event(event_id, of, sequence, Status(status), previous and Status(previous), at, json.loads(facts))
-        for event_id, of, sequence, status, previous, at, facts in rows(
-            connection, "events_of", {"job_id": job_id}
-        )
-    ]
+    return [_event(*row) for row in rows(connection, "events_of", {"job_id": job_id})]
+
+
+def read_event(connection: sqlite3.Connection, job_id: str, sequence: int) -> Event:
+    """One event of a job."""
+    (row,) = rows(connection, "event_by_sequence", {"job_id": job_id, "sequence": sequence})
+    return _event(*row)
+
+
+def _event(
+    event_id: str, job_id: str, sequence: int, status: str, previous: str | None, at: float, facts: str
+) -> Event:
+    before = None if previous is None else Status(previous)
+    return Event(event_id, job_id, sequence, Status(status), before, at, json.loads(facts))
 
 
 def names_of(statuses: Iterable[Status]) -> str:
@@ -170,22 +179,24 @@ def _emit(transaction: Transaction, job: Job, previous: Status | None, now: floa
         "error": None if job.error is None else asdict(job.error),
         "metrics": None if job.metrics is None else asdict(job.metrics),
     }
+    event = Event(str(ULID.from_timestamp(now)), job.job_id, job.sequence, job.status, previous, now, facts)
     changed(
         transaction.connection,
         "event_insert",
         {
-            "event_id": str(ULID.from_timestamp(now)),
-            "job_id": job.job_id,
-            "sequence": job.sequence,
-            "status": job.status.value,
+            "event_id": event.event_id,
+            "job_id": event.job_id,
+            "sequence": event.sequence,
+            "status": event.status.value,
             "previous_status": None if previous is None else previous.value,
-            "at": now,
+            "at": event.at,
             "facts": _dump(facts),
         },
     )
+    transaction.emit(transaction, job, event)
 
 
-def _dump(value: Mapping[str, Any] | list[Any]) -> str:
+def _dump(value: Mapping[str, Any] | Sequence[Any]) -> str:
     # In ASCII: a lone surrogate, which JSON can hold, is no text for SQLite.
     return json.dumps(value, separators=(",", ":"))
 
@@ -204,6 +215,7 @@ def _record(row: Any) -> Record:
         on_interrupt=row["on_interrupt"],
         transcript=bool(row["transcript"]),
         webhook_url=row["webhook_url"],
+        webhook_events=None if row["webhook_events"] is None else tuple(json.loads(row["webhook_events"])),
         attempt=row["attempt"],
         interruptions=row["interruptions"],
         sequence=row["sequence"],

@@ -15,6 +15,7 @@ from foreman.errors import BadCursor, DatabaseUnavailable
 from foreman.jobs import retention as keep
 from foreman.jobs.changes import Callbacks, Changes, expire_some, next_due, release_some
 from foreman.jobs.database import Pools, explained
+from foreman.jobs.delivery import Compose
 from foreman.jobs.lines import ahead, views
 from foreman.jobs.model import (
     Artifact,
@@ -32,6 +33,7 @@ from foreman.jobs.model import (
     Transition,
     Turnover,
 )
+from foreman.jobs.outbox import SqliteOutbox
 from foreman.jobs.queries import rows
 from foreman.jobs.records import read_events, read_record, read_records, read_tombstone
 from foreman.jobs.shield import shield
@@ -53,22 +55,30 @@ class SqliteStore:
     """
     A `JobStore`. `wall_clock` gives epoch seconds. Call `open` first, and `close` last.
 
+    `compose` makes the bodies of webhooks; `owner_url` is told of jobs without a URL of their own.
+
     Times of submissions are the caller's; all others are read from the clock when a method is called.
     """
 
     _path: str
     _pools: Pools
     _wall_clock: Callable[[], float]
+    _compose: Compose
+    _owner_url: str | None = None
     _max_interruptions: int = 10
     on_line_change: Callable[[LineView], None] = _nobody
     on_cancel_requested: Callable[[str], None] = _nobody
     on_due: Callable[[float], None] = _nobody
+    outbox: SqliteOutbox = field(init=False)
     _writer: Writer = field(init=False)
     _opened: Changes | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._writer = Writer(self._pools.writer, self._path, lambda view: self.on_line_change(view))
+        self.outbox = SqliteOutbox(self._write, self._read, self._compose, self._owner_url)
+        self._writer = Writer(
+            self._pools.writer, self._path, lambda view: self.on_line_change(view), self.outbox.emit
+        )
 
     async def open(self) -> None:
         """Begin a new life of the database. What ran in an earlier one is an orphan: see `recover`."""

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from foreman.jobs.database import Pool, explained
 from foreman.jobs.lines import view
-from foreman.jobs.model import LineKey, LineView
+from foreman.jobs.model import Event, Job, LineKey, LineView
 from foreman.jobs.shield import shield
 
 T = TypeVar("T")
@@ -26,13 +26,22 @@ MOST_TOGETHER = 256
 """How many writes share a transaction at most."""
 
 
+def no_deliveries(transaction: "Transaction", job: Job, event: Event) -> None:
+    """Nobody is told of this event."""
+
+
 @define
 class Transaction:
     """What a write is given: the connection, and where it notes what others must hear after the commit."""
 
     connection: sqlite3.Connection
+    emit: "Emit" = no_deliveries
     touched: set[LineKey] = field(factory=set)  # lines whose head, oldest or count may have changed
     notices: list[Callable[[], None]] = field(factory=list)  # called in the reactor's thread
+
+
+Emit = Callable[[Transaction, Job, Event], None]
+"""Called within the transaction when an event was written: makes its delivery."""
 
 
 @define(eq=False)
@@ -55,11 +64,15 @@ class _Outcome:
 
 @define(eq=False)
 class Writer:
-    """Runs writes in order. `on_line` gets the new view of each touched line after the commit."""
+    """
+    Runs writes in order. `on_line` gets the new view of each touched line after the commit; `emit` is called
+    within the transaction for each event.
+    """
 
     _pool: Pool
     _path: str
     _on_line: Callable[[LineView], None]
+    _emit: Emit = no_deliveries
     commits: int = field(default=0, init=False)  # transactions so far
     _waiting: "deque[_Write[Any]]" = field(factory=deque, init=False)
     _results: "deque[tuple[_Write[Any], Any]]" = field(factory=deque, init=False)  # to be fired, in order
@@ -83,7 +96,9 @@ class Writer:
         while self._waiting and not self._busy:
             self._busy = True
             together = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_TOGETHER))]
-            done = self._pool.runWithConnection(_run, [write.func for write in together], self._path)
+            done = self._pool.runWithConnection(
+                _run, [write.func for write in together], self._path, self._emit
+            )
             done.addErrback(_failed, len(together), self._path)
             done.addCallback(self._finished, together)
             done.addErrback(lambda failure: self._log.failure("the writer failed", failure))
@@ -118,17 +133,17 @@ def _failed(failure: Failure, count: int, path: str) -> _Outcome:
     return _Outcome([explained(failure, path)] * count)
 
 
-def _run(connection: Any, funcs: "list[Callable[[Transaction], Any]]", path: str) -> _Outcome:
+def _run(connection: Any, funcs: "list[Callable[[Transaction], Any]]", path: str, emit: Emit) -> _Outcome:
     """In the writer's thread: all in one transaction, or when that fails as a whole, each in its own."""
     try:
-        return _commit(connection, funcs, path)
+        return _commit(connection, funcs, path, emit)
     except sqlite3.Error as error:
         if len(funcs) == 1:
             return _Outcome([explained(Failure(error), path)])
     outcome = _Outcome()
     for func in funcs:
         try:
-            alone = _commit(connection, [func], path)
+            alone = _commit(connection, [func], path, emit)
         except sqlite3.Error as error:
             alone = _Outcome([explained(Failure(error), path)])
         outcome.results += alone.results
@@ -138,7 +153,7 @@ def _run(connection: Any, funcs: "list[Callable[[Transaction], Any]]", path: str
     return outcome
 
 
-def _commit(connection: Any, funcs: "list[Callable[[Transaction], Any]]", path: str) -> _Outcome:
+def _commit(connection: Any, funcs: "list[Callable[[Transaction], Any]]", path: str, emit: Emit) -> _Outcome:
     """
     One transaction with a savepoint for each write.
 
@@ -150,7 +165,7 @@ def _commit(connection: Any, funcs: "list[Callable[[Transaction], Any]]", path: 
     try:
         outcome, touched = _Outcome(), set[LineKey]()
         for func in funcs:
-            transaction = Transaction(connection)
+            transaction = Transaction(connection, emit)
             connection.execute("SAVEPOINT one")
             try:
                 result = func(transaction)

@@ -10,7 +10,15 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from foreman.jobs.database import MEMORY, InlinePool, Pools, open_pools
+from foreman.jobs.model import Event
 from foreman.jobs.store import SqliteStore
+
+OWNER_URL = "http://owner.example/hook"
+
+
+def compose_plainly(event: Event, result: bytes | None) -> bytes:
+    """A body that a test can read: what happened, and the result."""
+    return f"{event.job_id} {event.sequence} {event.status.value} ".encode() + (result or b"")
 
 
 @define
@@ -60,7 +68,7 @@ def make_store(clock: IReactorTime) -> tuple[SqliteStore, SlowPool]:
     inner = open_pools(MEMORY, clock).writer
     assert isinstance(inner, InlinePool)
     pool = SlowPool(inner, clock)
-    store = SqliteStore(MEMORY, Pools(pool, inner), clock.seconds)
+    store = SqliteStore(MEMORY, Pools(pool, inner), clock.seconds, compose_plainly, OWNER_URL)
     opened: Deferred[None] = Deferred.fromCoroutine(store.open())
     assert opened.called
     return store, pool

@@ -13,6 +13,7 @@ from werkzeug.exceptions import HTTPException
 
 from foreman.errors import ForemanError
 from foreman.web.artifacts import Artifacts
+from foreman.web.deliveries import Deliveries
 from foreman.web.gate import Answer
 from foreman.web.health import Health
 from foreman.web.jobs import Jobs
@@ -27,10 +28,11 @@ class App:
     own_paths = frozenset({b"healthz", b"jobs"})
     _log = Logger()
 
-    def __init__(self, health: Health, jobs: Jobs, artifacts: Artifacts) -> None:
+    def __init__(self, health: Health, jobs: Jobs, artifacts: Artifacts, deliveries: Deliveries) -> None:
         self._health = health
         self._jobs = jobs
         self._artifacts = artifacts
+        self._deliveries = deliveries
 
     def resource(self) -> KleinResource:
         """The tree for the listener."""
@@ -81,6 +83,16 @@ class App:
     async def artifact(self, request: Request, job_id: str, name: str) -> None:
         """One output of a job, raw."""
         await self._artifacts.serve(request, job_id, name)
+
+    @app.route("/jobs/<job_id>/deliveries", methods=["GET"])
+    async def list_deliveries(self, request: Request, job_id: str) -> bytes:
+        """The webhooks of a job, and what became of each attempt."""
+        return _send(request, await self._deliveries.list(job_id))
+
+    @app.route("/jobs/<job_id>/deliveries/<event_id>/redeliver", methods=["POST"])
+    async def redeliver(self, request: Request, job_id: str, event_id: str) -> bytes:
+        """Send one of them again."""
+        return _send(request, await self._deliveries.redeliver(job_id, event_id))
 
     @app.handle_errors(ForemanError)
     def refused(self, request: IRequest, failure: Failure) -> bytes:

@@ -10,6 +10,7 @@ from attrs import define, evolve
 from ulid import ULID
 
 from foreman.errors import InvalidParameters, JobGone, JobNotFound, ModelNotFound
+from foreman.jobs.delivery import Outbox
 from foreman.jobs.interface import JobStore
 from foreman.jobs.model import WAITING, Job, Status, Tombstone
 from foreman.jobs.submission import parse
@@ -45,10 +46,14 @@ class Inventory(Protocol):
 class Jobs:
     """Answers requests for jobs; raises a ForemanError for the app's error table.
 
-    `wall_clock` gives epoch seconds; `progress` that of a running job; `reachable` whether the target is.
+    `check_receiver` raises ValueError for a URL that no webhook may go to. `wall_clock` gives epoch seconds;
+    `progress` that of a running job; `reachable` whether the target is.
     """
 
     _store: JobStore
+    _outbox: Outbox
+    _views: views.Views
+    _check_receiver: Callable[[str], None]
     _inventory: Inventory
     _wall_clock: Callable[[], float]
     _progress: Callable[[str], Progress | None]
@@ -58,7 +63,7 @@ class Jobs:
     async def submit(self, body: bytes) -> Answer:
         """``POST /jobs``: 202 when the job is on disk."""
         now = self._wall_clock()
-        submission = parse(body, self._new_id(now), now)
+        submission = parse(body, self._new_id(now), now, self._check_receiver)
         if submission.start_deadline is None and await self._is_missing(submission.line.model):
             raise ModelNotFound(submission.line.model)
         if self._runs_elsewhere(submission.line.model):
@@ -88,7 +93,10 @@ class Jobs:
         if complaints:
             raise InvalidParameters(complaints)
         page = await self._store.list(status, query.get("model") or None, limit, query.get("after") or None)
-        jobs = [views.entry(job, self._progress(job.job_id)) for job in page.jobs]
+        states = await self._outbox.states([job.job_id for job in page.jobs])
+        jobs = [
+            self._views.entry(job, self._progress(job.job_id), states.get(job.job_id)) for job in page.jobs
+        ]
         return _json(200, {"jobs": jobs, "next": page.next})
 
     async def cancel(self, job_id: str) -> Answer:
@@ -120,10 +128,10 @@ class Jobs:
     async def _taken(self, job: Job) -> Answer:
         position = await self._position(job)
         headers = [
-            (b"Location", views.path(job.job_id).encode()),
+            (b"Location", self._views.urls.job(job.job_id).encode()),
             (b"Retry-After", b"%d" % views.poll_seconds(position)),
         ]
-        return _json(202, views.receipt(job, position), headers)
+        return _json(202, self._views.receipt(job, position), headers)
 
     async def _position(self, job: Job) -> int | None:
         if job.status is not Status.QUEUED:
@@ -140,7 +148,9 @@ class Jobs:
                 if piece is not None and sha256(piece).hexdigest() == artifact.sha256:
                     contents[artifact.name] = piece
         outlook = views.Outlook(await self._position(job), self._waiting_for(job))
-        return _json(200, views.whole(job, outlook, self._progress(job.job_id), contents))
+        states = await self._outbox.states([job.job_id])
+        progress = self._progress(job.job_id)
+        return _json(200, self._views.whole(job, outlook, progress, states.get(job.job_id), contents))
 
     def _waiting_for(self, job: Job) -> str | None:
         if job.status not in WAITING:

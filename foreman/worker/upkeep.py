@@ -6,6 +6,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from foreman.errors import ForemanError
+from foreman.jobs.delivery import Outbox
 from foreman.jobs.interface import JobStore
 from foreman.jobs.model import Retention
 
@@ -15,11 +16,17 @@ RETRY_SECONDS = 5.0
 
 @define(eq=False)
 class Upkeep:
-    """Two ticks on the clock. Each waits for its own end, so neither ever runs twice at once."""
+    """
+    Two ticks on the clock. Each waits for its own end, so neither ever runs twice at once.
+
+    `retain_deliveries` is how many seconds the log of a webhook is kept after its end.
+    """
 
     _store: JobStore
     _clock: IReactorTime
+    _outbox: Outbox
     _retention: Retention
+    _retain_deliveries: float
     _due: IDelayedCall | None = field(default=None, init=False)
     _prune: IDelayedCall | None = field(default=None, init=False)
     _looking: bool = field(default=False, init=False)
@@ -83,7 +90,9 @@ class Upkeep:
 
     async def _prune_once(self) -> None:
         try:
-            removed = await self._store.prune(self._clock.seconds(), self._retention)
+            now = self._clock.seconds()
+            removed = await self._store.prune(now, self._retention)
+            await self._outbox.prune(now - self._retain_deliveries)
         except ForemanError as error:
             self._log.warn("pruning waits: {why}", why=str(error))
         else:

@@ -9,8 +9,8 @@ from pathlib import Path
 from twisted.web import http, server
 
 ROOT = Path(__file__).parents[2]
-GROUND = {"settings", "errors", "logs", "quantities", "lock", "listener"}
-BELOW_SERVICE = {*GROUND, "target", "scheduler", "jobs", "worker", "web", "embedded"}
+GROUND = {"settings", "errors", "logs", "quantities", "lock", "listener", "urls", "allow"}
+BELOW_SERVICE = {*GROUND, "target", "scheduler", "jobs", "worker", "webhooks", "web", "embedded"}
 # What each room may import beside itself. The package alone, which holds the version, is for all.
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
@@ -19,11 +19,12 @@ MAY_IMPORT = {
     "jobs": GROUND,
     "embedded": GROUND,
     "worker": {*GROUND, "target", "scheduler", "jobs"},
-    "web": {*GROUND, "target", "scheduler", "jobs", "worker"},
+    "webhooks": {*GROUND, "jobs"},
+    "web": {*GROUND, "target", "scheduler", "jobs", "worker", "webhooks"},
     "testing": BELOW_SERVICE,
     "service": BELOW_SERVICE,
     "tap": {*GROUND, "service"},
-    "cli": {*GROUND, "service", "tap"},
+    "cli": {*GROUND, "webhooks", "service", "tap"},
     "foreman.tac": {"tap"},
     "foreman_plugin": set(),
 }

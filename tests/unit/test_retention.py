@@ -17,6 +17,7 @@ from foreman.jobs.database import InlinePool, open_pools, prepare
 from foreman.jobs.model import PIECE_BYTES, Artifact, Finish, Retention, Transition
 from foreman.jobs.queries import QUERIES
 from foreman.jobs.store import SqliteStore
+from foreman.testing.store import compose_plainly
 
 NOW = Retention(0, 0, 1e9)
 MIB = 1024 * 1024
@@ -29,7 +30,7 @@ async def life(tmp_path: Path) -> AsyncIterator[Life]:
 
     path = str(tmp_path / "foreman.db")
     prepare(path)
-    store = SqliteStore(path, open_pools(path, reactor), lambda: life.now)
+    store = SqliteStore(path, open_pools(path, reactor), lambda: life.now, compose_plainly)
 
     async def begin(life: Life) -> Any:
         await store.open()

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from contract_outbox import OutboxContract
 from contract_store import Life, StoreContract
 
 from foreman.jobs.database import open_pools, prepare
 from foreman.jobs.store import SqliteStore
+from foreman.testing.store import OWNER_URL, compose_plainly
 
 
 @pytest_twisted.async_yield_fixture(params=["memory", "file"])
@@ -24,7 +26,12 @@ async def life(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
     async def begin(life: Life) -> Any:
         store = SqliteStore(
-            path, shared or open_pools(path, reactor), lambda: life.now, life.max_interruptions
+            path,
+            shared or open_pools(path, reactor),
+            lambda: life.now,
+            compose_plainly,
+            OWNER_URL,
+            max_interruptions=life.max_interruptions,
         )
         opened.append(store)
         await store.open()
@@ -38,4 +45,8 @@ async def life(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 
 class TestSqlite(StoreContract):
+    """All of it."""
+
+
+class TestSqliteOutbox(OutboxContract):
     """All of it."""

@@ -14,6 +14,7 @@ from foreman.errors import JobUnfinished
 from foreman.jobs.database import open_pools
 from foreman.jobs.model import Claimed, Fence, Finish, Job, Retention, Status, Tombstone, Transition
 from foreman.jobs.store import SqliteStore
+from foreman.testing.store import compose_plainly
 
 ENDS = {
     Transition.SUCCEEDED: "succeeded",
@@ -90,7 +91,9 @@ class Machine(RuleBasedStateMachine):
         pools = self.pools = open_pools(":memory:", None)
 
         async def begin(life: Life) -> Any:
-            store = SqliteStore(":memory:", pools, lambda: life.now, life.max_interruptions)
+            store = SqliteStore(
+                ":memory:", pools, lambda: life.now, compose_plainly, None, life.max_interruptions
+            )
             await store.open()
             return store
 

@@ -13,6 +13,7 @@ from foreman.errors import JobUnfinished
 from foreman.jobs.database import InlinePool, Pools
 from foreman.jobs.model import Finish, Job, Retention, Status, Tombstone, Transition
 from foreman.jobs.store import SqliteStore
+from foreman.testing.store import compose_plainly
 
 ROUNDS = 1000
 
@@ -27,7 +28,12 @@ class Held:
         self.now(self.life.crash())
 
     async def _begin(self, life: Life) -> Any:
-        store = SqliteStore(":memory:", Pools(self.pool, InlinePool(self.pool.connection)), lambda: life.now)
+        store = SqliteStore(
+            ":memory:",
+            Pools(self.pool, InlinePool(self.pool.connection)),
+            lambda: life.now,
+            compose_plainly,
+        )
         await store.open()
         return store
 

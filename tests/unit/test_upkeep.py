@@ -40,11 +40,23 @@ class Store:
         return 1
 
 
+class Outbox:
+    """Notes until when its log is pruned."""
+
+    def __init__(self) -> None:
+        self.pruned_until: list[float] = []
+
+    async def prune(self, until: float) -> int:
+        self.pruned_until.append(until)
+        return 0
+
+
 class Bench:
     def __init__(self) -> None:
         self.clock = Clock()
         self.store = Store(self.clock)
-        self.upkeep = Upkeep(self.store, self.clock, Retention())  # type: ignore[arg-type]
+        self.outbox = Outbox()
+        self.upkeep = Upkeep(self.store, self.clock, self.outbox, Retention(), 300.0)  # type: ignore[arg-type]
 
 
 @pytest.fixture

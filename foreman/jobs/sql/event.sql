@@ -8,4 +8,7 @@ WHERE job_id = :job_id
 ORDER BY sequence;
 
 -- name: events_drop
-DELETE FROM event WHERE job_id = :job_id;
+-- A delivery that was never tried needs its event still; both go with the delivery.
+DELETE FROM event
+WHERE job_id = :job_id
+    AND NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.event_id = event.id AND delivery.body IS NULL);

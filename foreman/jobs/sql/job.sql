@@ -4,11 +4,12 @@ INSERT INTO boot (opened_at) VALUES (:now) RETURNING epoch;
 -- name: job_insert
 INSERT INTO job (
     id, status, endpoint, takes_turn, model, option_key, priority, metadata, timeout, start_within,
-    start_deadline, max_attempts, on_interrupt, transcript, webhook_url, created_at, run_at, waiting_since, sequence
+    start_deadline, max_attempts, on_interrupt, transcript, webhook_url, webhook_events, created_at, run_at,
+    waiting_since, sequence
 ) VALUES (
     :job_id, :status, :endpoint, :takes_turn, :model, :option_key, :priority, :metadata, :timeout,
-    :start_within, :start_deadline, :max_attempts, :on_interrupt, :transcript, :webhook_url, :created_at, :run_at,
-    :waiting_since, 1
+    :start_within, :start_deadline, :max_attempts, :on_interrupt, :transcript, :webhook_url, :webhook_events,
+    :created_at, :run_at, :waiting_since, 1
 ) RETURNING *;
 
 -- name: job_by_id
