@@ -6,14 +6,16 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 import idna
 from attrs import frozen
 
+# No last label of a name: parsers of addresses read it as a number.
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.(?!-)[a-z0-9_-]{1,63})*", re.ASCII)
 
 
 @frozen
 class Allow:
     """
-    What is allowed beside what is never allowed: public addresses, local ones (private networks, tailnets,
-    loopback), some networks, and whatever some host names resolve to.
+    What is allowed, save what never is: public addresses, local ones (private networks, tailnets, loopback),
+    some networks, and whatever some host names resolve to.
     """
 
     public: bool = False
@@ -59,6 +61,6 @@ def _name(part: str) -> str:
     except ValueError:
         raise ValueError(allowed) from None
     # A mistyped network is no host name; those end in something else than a number.
-    if not _NAME.fullmatch(name) or name.rpartition(".")[2].isdigit() or name in ("lan", "public"):
+    if not _NAME.fullmatch(name) or _NUMBER.fullmatch(name.rpartition(".")[2]) or name in ("lan", "public"):
         raise ValueError(allowed)
     return name

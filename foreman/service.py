@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
-from urllib.parse import urlsplit
 
 from attrs import define, evolve
 from twisted.application.service import Service
@@ -45,7 +44,7 @@ from foreman.target.inventory import Inventory
 from foreman.target.names import is_cloud
 from foreman.target.reachability import Reachability
 from foreman.target.relay import Relay
-from foreman.urls import JobUrls
+from foreman.urls import JobUrls, place
 from foreman.web.app import App
 from foreman.web.artifacts import Artifacts
 from foreman.web.deliveries import Deliveries
@@ -71,6 +70,8 @@ from foreman.worker.worker import Worker
 # Last words and resets after the grace take at most twice this: the stop ends within the grace and 1 s.
 _CUT_SECONDS = 0.25
 _CHILD_STOP_SECONDS = 0.3
+# Beside one for each webhook: the names of the target.
+_MORE_THREADS = 8
 # A receiver that is silent does not make every stop as long as the grace.
 _WEBHOOK_GRACE_SECONDS = 2.0
 
@@ -228,8 +229,10 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
         store, reactor, store.outbox, Retention(s.retain_succeeded, s.retain_failed), s.retain_deliveries
     )
 
+    # A name that does not resolve holds its thread for half a minute: others are not to wait for one.
+    reactor.suggestThreadPoolSize(s.webhook_concurrency + _MORE_THREADS)
     resolver = Resolver(reactor)
-    guard = Guard(s.webhook_allow, _place(url), resolver)
+    guard = Guard(s.webhook_allow, place(url), resolver)
     connector = Connector(reactor, resolver, guard, s.webhook_connect_timeout, s.webhook_ca)
     sender = Sender(reactor, connector, s.webhook_timeout)
     signer = Signer((s.webhook_secret, s.webhook_secret_previous))
@@ -281,12 +284,6 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
         dispatcher,
         watch,
     )
-
-
-def _place(url: str) -> tuple[str, int]:
-    """The host and port of the target."""
-    parts = urlsplit(url)
-    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _refresh(inventory: Inventory) -> None:

@@ -4,8 +4,6 @@ What can be set, from ``FOREMAN_*`` environment variables and nowhere else.
 Every entry here stands in ``.env.example`` and in ``docs/reference/settings.md``; a test compares the three.
 """
 
-import base64
-import binascii
 import difflib
 import ipaddress
 import re
@@ -19,6 +17,7 @@ from environ.exceptions import MissingEnvValueError
 
 from foreman.allow import Allow, parse_allow
 from foreman.quantities import parse_duration, parse_size
+from foreman.secret import hmac_key
 from foreman.urls import check_url
 
 PREFIX = "FOREMAN"
@@ -120,11 +119,8 @@ def _token(text: str) -> str:
 
 
 def _webhook_secret(text: str) -> str:
-    if text.startswith("whsec_"):
-        try:
-            base64.b64decode(text.removeprefix("whsec_"), validate=True)
-        except binascii.Error:
-            raise ValueError("what follows whsec_ must be base64") from None
+    if text:
+        hmac_key(text)
     return text
 
 
@@ -389,6 +385,11 @@ def load(environment: Mapping[str, str]) -> Settings:
                 variable, f"{variable} is not set: name your Ollama, such as http://127.0.0.1:11434."
             )
             given[variable] = EMBEDDED_URL
+    if settings.webhook_secret_previous and not settings.webhook_secret:
+        complaints.setdefault(
+            "FOREMAN_WEBHOOK_SECRET",
+            "FOREMAN_WEBHOOK_SECRET is not set, and FOREMAN_WEBHOOK_SECRET_PREVIOUS is; name the new one.",
+        )
     if complaints:
         raise SettingsError(complaints, settings)
     return settings

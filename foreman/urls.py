@@ -30,12 +30,17 @@ def check_url(text: str) -> str:
     return text
 
 
+def place(url: str) -> tuple[str, int]:
+    """The host, without brackets, and the port of an http or https URL."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+
+
 def receiver(url: str) -> str:
     """The scheme, host and port of a checked URL: what one slow answer speaks for."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
+    host, port = place(url)
     shown = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{shown}:{parts.port or _DEFAULT_PORTS[parts.scheme]}"
+    return f"{urlsplit(url).scheme}://{shown}:{port}"
 
 
 @frozen

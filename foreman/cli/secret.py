@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from foreman.webhooks.signature import new_secret
+from foreman.secret import new_secret
 
 
 def add_to(commands: Any) -> None:

@@ -15,18 +15,17 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import react
 from ulid import ULID
 
-from foreman import __version__
 from foreman.cli.receiver import visible
-from foreman.settings import EMBEDDED_URL, Settings, SettingsError, load
-from foreman.urls import check_url
+from foreman.settings import Settings, SettingsError, load
+from foreman.urls import check_url, place
 from foreman.webhooks.body import announcement
 from foreman.webhooks.connector import Connector, Resolver, check_ca
 from foreman.webhooks.guard import Forbidden, Guard
+from foreman.webhooks.request import headers
 from foreman.webhooks.sender import Outcome, Sender
 from foreman.webhooks.signature import Signer
 
 PING = "ping"
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 _SHOWN_LETTERS = 200
 
 
@@ -60,7 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
 async def _send(reactor: Any, settings: Settings, url: str) -> None:
     _say("URL", url)
     resolver = Resolver(reactor)
-    guard = Guard(settings.webhook_allow, _target(settings.ollama_url), resolver)
+    # Of the embedded target nothing is known here: the daemon's child has any port that was free.
+    guard = Guard(settings.webhook_allow, place(settings.ollama_url), resolver)
     guard.own = _own(settings.addr[0])
     try:
         guard.check(url)
@@ -73,18 +73,11 @@ async def _send(reactor: Any, settings: Settings, url: str) -> None:
     sender = Sender(reactor, connector, settings.webhook_timeout)
     event_id, now = str(ULID()), time.time()
     body = announcement(event_id, PING, now, {"message": "foreman webhook-test sent this"})
-    headers = [
-        (b"User-Agent", f"foreman/{__version__}".encode()),
-        (b"Content-Type", b"application/json"),
-        (b"X-Foreman-Event", PING.encode()),
-        (b"X-Foreman-Attempt", b"1"),
-        *Signer((settings.webhook_secret, settings.webhook_secret_previous)).headers(
-            event_id, int(now), body
-        ),
-    ]
+    signer = Signer((settings.webhook_secret, settings.webhook_secret_previous))
+    sent = headers(signer, event_id, PING, 1, int(now), body)
     signed = "signed" if settings.webhook_secret else "not signed: FOREMAN_WEBHOOK_SECRET is not set"
     _say("event", f"{PING} {event_id}, {len(body)} bytes, {signed}")
-    outcome = await sender.send(url, headers, body)
+    outcome = await sender.send(url, sent, body)
     await sender.close()
     _tell(url, outcome)
     raise SystemExit(0 if outcome.status is not None and 200 <= outcome.status < 300 else 1)
@@ -116,13 +109,6 @@ def _tell(url: str, outcome: Outcome) -> None:
     first_line = outcome.response.decode("utf-8", "replace").partition("\n")[0].rstrip("\r")
     if first_line:
         _say("it says", first_line[:_SHOWN_LETTERS])
-
-
-def _target(url: str) -> tuple[str, int]:
-    if url == EMBEDDED_URL:
-        return "127.0.0.1", 0  # the daemon's child has any port that was free: it is known to the daemon only
-    parts = urlsplit(url)
-    return parts.hostname or "", parts.port or _DEFAULT_PORTS[parts.scheme]
 
 
 def _own(endpoint: str) -> tuple[str, int] | None:

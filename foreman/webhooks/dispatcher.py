@@ -12,11 +12,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from foreman import __version__
 from foreman.errors import DeliveryNotFound, DeliveryUnderWay, ForemanError
 from foreman.jobs.delivery import Delivery, DeliveryState, Due, Outbox, Try
 from foreman.urls import receiver as receiver_of
 from foreman.webhooks.receivers import PLACES, Receiver, Receivers, Standing
+from foreman.webhooks.request import headers
 from foreman.webhooks.schedule import verdict
 from foreman.webhooks.sender import Outcome
 from foreman.webhooks.signature import Signer
@@ -193,16 +193,12 @@ class Dispatcher:
 
     async def _attempt(self, receiver: Receiver, due: Due) -> None:
         delivery, started = due.delivery, self._clock.seconds()
-        headers = [
-            (b"User-Agent", f"foreman/{__version__}".encode()),
-            (b"Content-Type", b"application/json"),
-            (b"X-Foreman-Event", delivery.type.encode()),
-            (b"X-Foreman-Attempt", b"%d" % (delivery.tried + 1)),
-            *self._signer.headers(delivery.event_id, int(started), due.body),
-        ]
+        sent = headers(
+            self._signer, delivery.event_id, delivery.type, delivery.tried + 1, int(started), due.body
+        )
         standing = None
         try:
-            outcome = await self._sender.send(delivery.url, headers, due.body)
+            outcome = await self._sender.send(delivery.url, sent, due.body)
             standing = _standing(outcome)
         finally:
             # Its place is free before what came of it is written.

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from attrs import define, field
+from twisted.internet.defer import CancelledError
 
 from foreman.allow import Allow, host_name
 from foreman.urls import check_url
@@ -41,6 +42,7 @@ class Guard:
     _resolve: Callable[[str], Awaitable[Sequence[str]]]
     _is_local: Callable[[Address], bool] = is_local
     own: tuple[str, int] | None = field(default=None, init=False)
+    _target_known: tuple[Address, ...] = field(default=(), init=False)
 
     def check(self, url: str) -> None:
         """
@@ -53,16 +55,16 @@ class Guard:
         if "[" in parts.netloc and ":" not in host:
             raise ValueError(f"{host} is not an address")
         address = literal(host)
-        if (host, port) == self._target:
-            raise ValueError(f"{host}:{port} is the target, and foreman never sends webhooks there")
         if address is None:
+            if (host_name(host), port) == (host_name(self._target[0]), self._target[1]):
+                raise ValueError(f"{host}:{port} is the target: foreman never sends webhooks there")
             return
         why = self._why_not(host, address, port)
         target = _literal_or_none(self._target[0])
         if why is None and target is not None and port == self._target[1]:
             why = self._why_not_target(address, [target])
         if why is not None:
-            raise ValueError(f"{host} is {why}" if str(address) == host else f"{host} is {address}, {why}")
+            raise ValueError(_sentence(host, "is", address, why))
 
     async def judge(self, host: str, port: int, addresses: Sequence[str]) -> None:
         """
@@ -77,14 +79,14 @@ class Guard:
         for address in found:
             why = self._why_not(host, address, port) or self._why_not_target(address, target)
             if why is not None:
-                raise Forbidden(f"{host} is {address}, {why}")
+                raise Forbidden(_sentence(host, "resolves to", address, why))
 
     def _why_not(self, host: str, address: Address, port: int) -> str | None:
         what = kind(address)
         if what in NEVER:
             return f"{what.value}: foreman never sends webhooks there"
         if self._is_own(address, port):
-            return f"port {port} of it is foreman itself: it never sends webhooks there"
+            return f"where foreman itself listens on port {port}: foreman never sends webhooks there"
         if self._is_allowed(host, address, what):
             return None
         return f"{what.value}, which FOREMAN_WEBHOOK_ALLOW does not allow"
@@ -95,10 +97,9 @@ class Guard:
             return True
         if host_name(host) in allow.names:
             return True
-        each = {address, plain(address)}
-        return any(
-            one in network for network in allow.networks for one in each if one.version == network.version
-        )
+        # `::/0` in the list must not let in, by another spelling, IPv4 addresses that are not in it.
+        one = plain(address)
+        return any(one in network for network in allow.networks if one.version == network.version)
 
     def _is_own(self, address: Address, port: int) -> bool:
         if self.own is None or port != self.own[1]:
@@ -114,7 +115,7 @@ class Guard:
         same = any(plain(one) == here for one in target)
         # An Ollama that is reached over loopback may listen on every address of this machine.
         if same or (any(self._is_local(plain(one)) for one in target) and self._is_local(here)):
-            return "and this port of it is the target: foreman never sends webhooks there"
+            return "where the target listens on this port: foreman never sends webhooks there"
         return None
 
     async def _target_addresses(self) -> Sequence[Address]:
@@ -124,9 +125,19 @@ class Guard:
             return [spelled]
         try:
             found = await self._resolve(host)
+        except CancelledError:
+            raise
         except Exception:
-            return ()  # a target that has no address now can be nobody's receiver either
-        return [ip_address(address.partition("%")[0]) for address in found]
+            found = ()
+        # A target that sleeps may have no address now. It must not stop the webhook that says so, and is
+        # still where it was last.
+        if found:
+            self._target_known = tuple(ip_address(address.partition("%")[0]) for address in found)
+        return self._target_known
+
+
+def _sentence(host: str, verb: str, address: Address, why: str) -> str:
+    return f"{host} is {why}" if str(address) == host else f"{host} {verb} {address}, {why}"
 
 
 def _literal_or_none(host: str) -> Address | None:

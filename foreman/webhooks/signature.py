@@ -7,56 +7,20 @@ else; it is that of Standard Webhooks (https://www.standardwebhooks.com), whose 
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
-import re
-import secrets
 from collections.abc import Mapping
 
 from attrs import Factory, field, frozen
 
-PREFIX = "whsec_"
-KEY_BYTES = 32
+from foreman.secret import hmac_key
+
 TOLERANCE_SECONDS = 300
 """How far an attempt may be from the receiver's clock: what Standard Webhooks' libraries take."""
-
-_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}", re.ASCII)
 
 
 class WrongSignature(Exception):
     """What arrived is not from somebody who has the secret, or is old; ``str()`` says why."""
-
-
-def new_secret() -> str:
-    """A secret in the form that Standard Webhooks' libraries want."""
-    return PREFIX + base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode("ascii")
-
-
-def hmac_key(secret: str) -> bytes:
-    """
-    The key in a secret: what ``whsec_…`` encodes, or the UTF-8 bytes of any other text.
-
-    Padding may be missing, as for Standard Webhooks' libraries. Letters of the URL-safe alphabet are
-    refused: some of those libraries skip them, and would use another key in silence. Raises ValueError.
-    """
-    if not secret.startswith(PREFIX):
-        try:
-            return secret.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError("a secret is text in UTF-8") from None
-    encoded = secret.removeprefix(PREFIX)
-    wrong = ValueError("what follows whsec_ must be base64 (A-Z a-z 0-9 + /); foreman secret makes one")
-    if not _BASE64.fullmatch(encoded):
-        raise wrong
-    bare = encoded.rstrip("=")
-    padded = bare + "=" * (-len(bare) % 4)
-    if encoded not in (bare, padded):
-        raise wrong
-    try:
-        return base64.b64decode(padded)
-    except binascii.Error:
-        raise wrong from None
 
 
 def _keys(holder: "Signer | Verifier") -> tuple[bytes, ...]:

@@ -19,9 +19,10 @@ from attrs import frozen
 from processes import PATIENCE_SECONDS, ROOT, until
 
 from foreman.jobs.model import Event, Status
+from foreman.secret import new_secret
 from foreman.urls import JobUrls
 from foreman.webhooks.body import compose
-from foreman.webhooks.signature import Signer, new_secret
+from foreman.webhooks.signature import Signer
 
 FOLDER = ROOT / "docs/howto/receivers"
 NEEDS = {"receiver.py": (sys.executable,), "receiver.mjs": ("node",), "receiver.sh": ("sh", "openssl", "od")}

@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.web import http, server
 
 ROOT = Path(__file__).parents[2]
-GROUND = {"settings", "errors", "logs", "quantities", "lock", "listener", "urls", "allow"}
+GROUND = {"settings", "errors", "logs", "quantities", "lock", "listener", "urls", "allow", "secret"}
 BELOW_SERVICE = {*GROUND, "target", "scheduler", "jobs", "worker", "webhooks", "web", "embedded"}
 # What each room may import beside itself. The package alone, which holds the version, is for all.
 MAY_IMPORT = {

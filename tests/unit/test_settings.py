@@ -232,6 +232,36 @@ def test_a_secret_is_never_printed(name: str, text: str) -> None:
     assert "geheim" not in sentence
 
 
+@pytest.mark.parametrize("text", ["whsec_", "whsec_a", "whsec_Z2V-", "whsec_Z2VoZWlt=", "whsec_Z2Vo ZWlt"])
+def test_webhook_secret_that_no_library_would_read_alike(text: str) -> None:
+    """It stops the start, and is not printed."""
+    sentence = complaints(WEBHOOK_SECRET=text)["FOREMAN_WEBHOOK_SECRET"]
+    assert "must be base64" in sentence
+    assert text not in sentence.replace("whsec_ must", "")
+
+
+def test_previous_webhook_secret_alone() -> None:
+    """It would sign as the current one."""
+    said = complaints(WEBHOOK_SECRET_PREVIOUS="old")
+    assert "FOREMAN_WEBHOOK_SECRET is not set" in said["FOREMAN_WEBHOOK_SECRET"]
+    assert read(WEBHOOK_SECRET="new", WEBHOOK_SECRET_PREVIOUS="old").webhook_secret_previous == "old"
+
+
+def test_webhook_settings() -> None:
+    """Each is refused with what is allowed."""
+    for name, text, allowed in (
+        ("WEBHOOK_BACKOFF", "5s,30s", "five durations"),
+        ("WEBHOOK_BACKOFF", "5s,30s,2m,10m,1", "five durations"),
+        ("WEBHOOK_CONCURRENCY", "0", "from 1 to 1000"),
+        ("WEBHOOK_ALLOW", "10.0.0.1/8", "lan, public, or a list"),
+        ("WEBHOOK_URL", "ftp://x/", "http or https URL"),
+        ("PUBLIC_URL", "https://x/?a", "without a query"),
+    ):
+        assert allowed in complaints(**{name: text})[f"FOREMAN_{name}"]
+    assert read(PUBLIC_URL="https://foreman.example/").public_url == "https://foreman.example"
+    assert read(WEBHOOK_BACKOFF="1s, 2s,3s,4s,5s").webhook_backoff == (1.0, 2.0, 3.0, 4.0, 5.0)
+
+
 def test_webhook_secret_in_either_form() -> None:
     """A plain secret, or ``whsec_`` and base64."""
     assert read(WEBHOOK_SECRET="whsec_Z2VoZWlt").webhook_secret == "whsec_Z2VoZWlt"

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from foreman.allow import Allow, parse_allow
 from foreman.webhooks.addresses import NEVER, Address, kind, literal
-from foreman.webhooks.guard import Forbidden, Guard
+from foreman.webhooks.guard import Forbidden, Guard, is_local
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/webhook-addresses.md").read_text("utf-8")
+METADATA = ("169.254.169.254", "100.100.100.200", "168.63.129.16")
 TARGET = ("10.9.9.9", 11434)
-LISTED = "10.0.0.0/8,192.0.2.0/24,8.8.8.8/32,fd12::/16,169.254.0.0/16,0.0.0.0/0,nas.local"
+LISTED = "10.0.0.0/8,192.0.2.0/24,fd12::/16,169.254.0.0/16,0.0.0.0/0,::/0,nas.local"
+ALLOWS = ("lan", "public", LISTED, "::/0", "10.0.0.0/8", "::ffff:0:0/96,64:ff9b::/96,2002::/16,::/64")
 
 # Host as in a URL, allowed under `lan`, `public`, and `10.0.0.0/8`.
 TABLE: Sequence[tuple[str, bool, bool, bool]] = (
@@ -45,6 +47,7 @@ TABLE: Sequence[tuple[str, bool, bool, bool]] = (
     ("[64:ff9b::a00:5]", True, False, True),
     ("[2002:a00:5::]", True, False, True),
     ("[::10.0.0.5]", True, False, True),
+    ("[::ffff:0:10.0.0.5]", True, False, True),
     ("172.16.0.1", True, False, False),
     ("172.31.255.254", True, False, False),
     ("192.168.1.10", True, False, False),
@@ -64,6 +67,7 @@ TABLE: Sequence[tuple[str, bool, bool, bool]] = (
     ("0177.0.0.1", True, False, False),
     ("１２７.0.0.1", True, False, False),
     ("127。0。0。1", True, False, False),
+    ("０ｘ７ｆ０００００１", True, False, False),
     ("[::1]", True, False, False),
     ("[0:0:0:0:0:0:0:1]", True, False, False),
     ("[::ffff:127.0.0.1]", True, False, False),
@@ -98,6 +102,8 @@ TABLE: Sequence[tuple[str, bool, bool, bool]] = (
     ("[64:ff9b::a9fe:a9fe]", False, False, False),
     ("[2002:a9fe:a9fe::]", False, False, False),
     ("[::169.254.169.254]", False, False, False),
+    ("[::ffff:0:169.254.169.254]", False, False, False),
+    ("①⑥⑨.254.169.254", False, False, False),
     ("[fe80::1]", False, False, False),
     ("[fe80::1%25eth0]", False, False, False),
     ("100.100.100.200", False, False, False),
@@ -218,7 +224,7 @@ def test_one_forbidden_address_refuses_the_name() -> None:
     guard = make()
     assert judged(guard, "hook.example", 443, "8.8.8.8", "2606:4700::1") is None
     why = judged(guard, "hook.example", 443, "8.8.8.8", "fe80::1%eth0")
-    assert why == "hook.example is fe80::1, a link-local address: foreman never sends webhooks there"
+    assert why == "hook.example resolves to fe80::1, a link-local address: foreman never sends webhooks there"
 
 
 def test_itself() -> None:
@@ -264,6 +270,7 @@ def test_a_target_with_a_name() -> None:
 
     guard = make(target=("gpu.lan", 11434), resolve=resolve)
     assert not allows(guard, "gpu.lan", 11434)
+    assert not allows(guard, "GPU.lan.", 11434)
     assert judged(guard, "alias.lan", 9000, "10.1.1.1") is None
     assert asked == []
     assert judged(guard, "alias.lan", 11434, "10.1.1.1") is not None
@@ -271,6 +278,44 @@ def test_a_target_with_a_name() -> None:
     assert judged(guard, "alias.lan", 11434, "10.1.1.2") is None
     unknown = make(target=("gone.lan", 11434))
     assert judged(unknown, "alias.lan", 11434, "10.1.1.1") is None
+
+
+@pytest.mark.parametrize("failure", [LookupError("gpu.lan"), None])
+def test_a_target_that_does_not_resolve_now(failure: Exception | None) -> None:
+    """It is where it was last, and holds up nobody else's webhooks."""
+    names: dict[str, list[str]] = {"gpu.lan": ["10.1.1.1"]}
+
+    async def resolve(host: str) -> Sequence[str]:
+        if failure is not None and host not in names:
+            raise failure
+        return names.get(host, [])
+
+    guard = make(target=("gpu.lan", 443), resolve=resolve)
+    assert judged(guard, "alias.lan", 443, "10.1.1.1") is not None
+    names.clear()
+    assert judged(guard, "alias.lan", 443, "10.1.1.1") is not None
+    assert judged(guard, "hook.example", 443, "8.8.8.8") is None
+    names["gpu.lan"] = ["10.1.1.2"]
+    assert judged(guard, "alias.lan", 443, "10.1.1.1") is None
+    assert judged(guard, "alias.lan", 443, "10.1.1.2") is not None
+
+
+def test_cancelling_the_look_up_of_the_target() -> None:
+    """It gives no verdict."""
+    guard = make(target=("gpu.lan", 443), resolve=lambda host: Deferred())
+    results: list[Any] = []
+    running = Deferred.fromCoroutine(guard.judge("hook.example", 443, ["8.8.8.8"]))
+    running.addBoth(results.append)
+    assert results == []
+    running.cancel()
+    assert results[0].check(CancelledError)
+
+
+def test_addresses_of_this_machine() -> None:
+    """Those that a socket can be bound to; nothing is sent."""
+    assert is_local(ip_address("127.0.0.1"))
+    assert not is_local(ip_address("192.0.2.1"))
+    assert not is_local(ip_address("2001:db8::1"))
 
 
 @pytest.mark.parametrize(
@@ -302,9 +347,22 @@ def test_sentences() -> None:
         make("public").check("http://0x7f000001/")
     with pytest.raises(ValueError, match=r"^169\.254\.169\.254 is a cloud's metadata service: foreman never"):
         make().check("http://169.254.169.254/latest")
+    guard = make(target=("127.0.0.1", 11434))
+    guard.own = ("::", 8080)
+    with pytest.raises(
+        ValueError, match=r"^127\.1 is 127\.0\.0\.1, where foreman itself listens on port 8080"
+    ):
+        guard.check("http://127.1:8080/")
+    with pytest.raises(ValueError, match=r"^127\.0\.0\.1 is where the target listens on this port: foreman "):
+        guard.check("http://127.0.0.1:11434/")
+    why = judged(make(), "169.254.169.254", 80, "169.254.169.254")
+    assert why == "169.254.169.254 is a cloud's metadata service: foreman never sends webhooks there"
 
 
-@pytest.mark.parametrize("text", ["lan,public", "10.0.0.1/8", "300.1.1.1", "nas local", "a..b", "-a", ","])
+@pytest.mark.parametrize(
+    "text",
+    ["lan,public", "10.0.0.1/8", "300.1.1.1", "0x7f000001", "a.0x", "[::1]", "nas local", "a..b", "-a", ","],
+)
 def test_settings_that_are_refused(text: str) -> None:
     """With what is allowed; a mistyped network is no host name."""
     with pytest.raises(ValueError, match="lan, public, or a list of networks and host names"):
@@ -334,19 +392,37 @@ def test_every_spelling_means_the_same_address(number: int, spelling: int) -> No
     assert literal(".".join(parts)) == address
 
 
-@given(number=st.integers(0, 2**32 - 1))
-def test_what_stands_for_an_address_is_of_its_kind(number: int) -> None:
-    """Mapped, translated, tunnelled and compatible forms; 0 and 1 in the last are `::` and `::1`."""
+# Any address, and those of the special networks, which chance does not find.
+octets_of_an_address = (
+    st.integers(0, 2**32 - 1)
+    | st.builds(
+        lambda network, rest: int(ip_address(network)) | rest,
+        st.sampled_from(
+            ["0.0.0.0", "10.0.0.0", "127.0.0.0", "169.254.0.0", "192.0.2.0", "192.168.0.0", "224.0.0.0"]
+        ),
+        st.integers(0, 255),
+    )
+    | st.sampled_from([int(ip_address(one)) for one in METADATA])
+)
+
+
+@given(number=octets_of_an_address, allow=st.sampled_from(ALLOWS))
+def test_what_stands_for_an_address_is_judged_as_it(number: int, allow: str) -> None:
+    """Mapped, translated, tunnelled and compatible forms, whatever is configured."""
     address = IPv4Address(number)
     octets = f"{number >> 16:x}:{number & 0xFFFF:x}"
-    forms = [f"::ffff:{octets}", f"64:ff9b::{octets}", f"2002:{octets}::"]
-    if number > 1:
+    forms = [f"::ffff:{octets}", f"::ffff:0:{octets}", f"64:ff9b::{octets}", f"2002:{octets}::"]
+    if number > 1:  # the other two are the unspecified address and loopback of IPv6
         forms.append(f"::{octets}")
     assert {kind(ip_address(form)) for form in forms} == {kind(address)}
+    guard = make(allow)
+    assert {allows(guard, f"[{form}]") for form in forms} == {allows(guard, str(address))}
+    if kind(address) in NEVER:
+        assert not any(allows(guard, f"[{form}]") for form in forms)
 
 
 @given(host=st.text(max_size=20))
 def test_no_host_breaks_the_parser(host: str) -> None:
     """An address, None, or a ValueError."""
     with suppress(ValueError):
-        assert literal(host) is None or kind(literal(host))  # type: ignore[arg-type]
+        assert literal(host) is None or kind(literal(host))

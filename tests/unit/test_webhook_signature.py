@@ -11,14 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from foreman.webhooks.signature import (
-    TOLERANCE_SECONDS,
-    Signer,
-    Verifier,
-    WrongSignature,
-    hmac_key,
-    new_secret,
-)
+from foreman.secret import hmac_key, new_secret
+from foreman.webhooks.signature import TOLERANCE_SECONDS, Signer, Verifier, WrongSignature
 
 # The test vector that the implementations of Standard Webhooks share.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -107,11 +107,15 @@ class Rig:
         port = self.listen(receiver)
         return await self.sender(timeout).send(f"http://127.0.0.1:{port}/hook", HEADERS, BODY), receiver
 
+    async def unlisten(self) -> None:
+        """No receiver takes connections any more; those that are there go on."""
+        while self._ports:
+            await self._ports.pop().stopListening()
+
     async def stop(self) -> None:
         for sender in self._senders:
             await sender.close()
-        for port in self._ports:
-            await port.stopListening()
+        await self.unlisten()
         for receiver in self._receivers:
             await receiver.stop()
 
@@ -563,6 +567,20 @@ async def test_no_other_address_after_the_request_was_sent(rig: Rig) -> None:
     rig.listen(second, port, "127.0.0.2")
     outcome = await rig.sender().send(f"http://hook.example:{port}/", HEADERS, BODY)
     assert (outcome.error, outcome.address, second.connections) == ("connection_reset", "127.0.0.1", 0)
+
+
+async def test_next_address_when_a_kept_connection_was_all_that_was_left(rig: Rig) -> None:
+    """The instant retry finds nobody: nothing was sent in it, and the next address has its turn."""
+    rig.names.answers["hook.example"] = [["127.0.0.1", "127.0.0.2"]]
+    first, second = rig.receiver(Answer(), Answer((), after=After.CLOSE)), rig.receiver()
+    port = rig.listen(first)
+    sender = rig.sender()
+    await sender.send(f"http://hook.example:{port}/", HEADERS, BODY)
+    await rig.unlisten()
+    rig.listen(second, port, "127.0.0.2")
+    outcome = await sender.send(f"http://hook.example:{port}/", HEADERS, BODY)
+    assert (outcome.status, outcome.address) == (200, "127.0.0.2")
+    assert (len(first.requests), len(second.requests)) == (2, 1)
 
 
 @pytest.mark.parametrize("addresses", [[], ["localhost"], ["127.1"]])
