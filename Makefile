@@ -1,7 +1,7 @@
 # make demo   a first run on a real, small model, without an Ollama
 # make run    the daemon at 127.0.0.1:8080, on the built-in model unless FOREMAN_OLLAMA_URL is set
 # make test   lint, types and all tests; sets up what it needs
-# make bench  the relay against its target alone, and durable jobs, against their budgets
+# make bench  the relay against its target alone, durable jobs and webhooks, against their budgets
 
 PYTHON ?= python3
 VENV := .venv
@@ -33,7 +33,7 @@ check: $(READY)
 	$(BIN)/pytest
 
 bench: $(READY)
-	$(BIN)/python -m bench.relay; relay=$$?; $(BIN)/python -m bench.jobs && exit $$relay
+	@missed=0; for part in relay jobs webhooks; do $(BIN)/python -m bench.$$part || missed=1; done; exit $$missed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info twisted/plugins/dropin.cache

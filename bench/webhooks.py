@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from ulid import ULID
@@ -133,8 +133,10 @@ def idle(folder: str, others: set[int], own: set[int]) -> Row:
 
 async def _silent(count: int) -> list[asyncio.Server]:
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.read(65536):
-            pass
+        # Until foreman gives up, or the measurement is over.
+        with suppress(asyncio.CancelledError, ConnectionError):
+            while await reader.read(65536):
+                pass
         writer.close()
 
     return [await asyncio.start_server(hold, "127.0.0.1", 0) for _ in range(count)]
@@ -178,12 +180,13 @@ def dead(folder: str, others: set[int], own: set[int]) -> list[Row]:
     for name, count in (("none", 0), ("dead", DEAD_EVENTS)):
         Path(folder, name).mkdir()
         figures.append(asyncio.run(_watch(f"{folder}/{name}", others, own, count)))
-    (calm, calm_grown, _), (found, grown, _) = figures
+    (calm, calm_grown, calm_gap), (found, grown, gap) = figures
     one, other = (times[int(len(times) * 0.99)] for times in (calm, found))
     what = f"{DEAD} dead receivers, {DEAD_EVENTS:,} events each"
     return [
         Row(f"{what}: the healthy one, p99", one, other, other, "s", 1),
         Row(f"{what}: memory grows by", calm_grown, grown, grown, "MB", 20),
+        Row(f"{what}: gap between two jobs, ms", calm_gap, gap, gap / calm_gap, "x", 1.2),
     ]
 
 

@@ -41,6 +41,15 @@ async def deliver(life: Life, state: DeliveryState = DELIVERED, due_at: float | 
     return sequences
 
 
+async def deliver_only(
+    life: Life, sequence: int, state: DeliveryState = DELIVERED, due_at: float | None = None
+) -> bool:
+    """Say what came of one of those that are due."""
+    (due,) = [due for due in (await take(life)).due if due.delivery.sequence == sequence]
+    current: bool = await life.store.outbox.record(due.delivery, attempt(life.now), state, due_at)
+    return current
+
+
 async def one(life: Life) -> Delivery:
     """The one delivery that is due."""
     (due,) = (await take(life)).due
@@ -139,6 +148,13 @@ class OutboxContract:
         state = await state_of(life, job)
         assert (state.state, state.last_status, state.attempts) == (FAILED, 200, 3)
 
+    async def test_an_event_that_waits_for_its_retry_holds_nothing_back(self, life: Life) -> None:
+        """What happens meanwhile is due at once."""
+        job = await life.submit(webhook_url=URL)
+        assert await deliver(life, PENDING, life.now + 600) == [1]
+        await life.store.cancel(job.job_id)
+        assert await deliver(life) == [2]
+
     async def test_take_gives_what_is_due(self, life: Life) -> None:
         """The earliest first, at most so many, of this receiver only; and says when more is due."""
         jobs = []
@@ -194,6 +210,42 @@ class OutboxContract:
         (due,) = (await take(life)).due
         assert due.body == f"{again.job_id} 3 succeeded ".encode()
 
+    async def test_result_of_a_later_run_is_not_handed_over(self, life: Life) -> None:
+        """The event of the first run is composed when a second one has ended well already."""
+        job = await life.submit(webhook_url=URL, webhook_events=("job.succeeded",))
+        for content in (b"first", b"second"):
+            artifact, pieces = whole("response.json", content)
+            await life.run(job.job_id, artifacts=(artifact,), pieces=(Piece("response.json", 0, pieces[0]),))
+            if content == b"first":
+                await life.store.retry(job.job_id)
+        (due,) = (await take(life)).due
+        assert due.body == f"{job.job_id} 3 succeeded ".encode()
+        await deliver(life)
+        (due,) = (await take(life)).due
+        assert due.body == f"{job.job_id} 6 succeeded second".encode()
+
+    async def test_only_a_first_attempt_lets_the_next_event_go(self, life: Life) -> None:
+        """Not a retry of an earlier event, nor one that somebody asked for."""
+        job = await life.submit(webhook_url=URL)
+        await life.run(job.job_id)
+        retried = await one(life)
+        assert await deliver(life, PENDING, life.now) == [1]
+        assert await deliver_only(life, 1, PENDING, life.now)
+        assert [due.delivery.sequence for due in (await take(life)).due] == [1, 2]
+        await life.store.outbox.redeliver(job.job_id, retried.event_id, life.now)
+        assert await deliver_only(life, 1)
+        assert [due.delivery.sequence for due in (await take(life)).due] == [2]
+
+    async def test_an_attempt_that_is_written_twice(self, life: Life) -> None:
+        """The second time changes nothing but the log."""
+        job = await life.submit(webhook_url=URL)
+        await life.run(job.job_id)
+        delivery = await one(life)
+        assert await life.store.outbox.record(delivery, attempt(life.now, 500), PENDING, life.now + 5)
+        assert not await life.store.outbox.record(delivery, attempt(life.now, 500), PENDING, life.now + 9)
+        (first, _), _, (third, _) = await life.store.outbox.deliveries(job.job_id)
+        assert (first.tried, first.due_at, third.due_at) == (1, life.now + 5, None)
+
     async def test_log(self, life: Life) -> None:
         """Each delivery with its attempts, oldest first."""
         job = await life.submit(webhook_url=URL)
@@ -231,6 +283,31 @@ class OutboxContract:
         assert (due.body, due.delivery.series) == (first.body, 2)
         await deliver(life, PENDING, life.now + 600)
         await life.store.outbox.redeliver(job.job_id, first.delivery.event_id, life.now)
+        assert (await one(life)).series == 3
+
+    async def test_redeliver_in_each_state_that_is_final(self, life: Life) -> None:
+        """It begins anew, and its end is forgotten: it is not pruned while it waits."""
+        for state in (DELIVERED, FAILED, STOPPED):
+            job = await life.submit(webhook_url=URL, webhook_events=("job.queued",))
+            delivery = await one(life)
+            await deliver(life, state)
+            assert await take(life) == Taken((), None)
+            await life.store.outbox.redeliver(job.job_id, delivery.event_id, life.now)
+            assert await life.store.outbox.prune(life.now + 1e9) == 0
+            assert (await one(life)).series == 2
+            assert await deliver(life) == [1]
+            assert (await state_of(life, job)).attempts == 2
+            assert await life.store.outbox.prune(life.now + 1) == 1
+
+    async def test_an_attempt_that_was_on_the_wire_when_it_was_asked_for_again(self, life: Life) -> None:
+        """It has tried as often as the new series has: still it is not of it."""
+        job = await life.submit(webhook_url=URL)
+        await deliver(life)
+        ((sent, _),) = await life.store.outbox.deliveries(job.job_id)
+        await life.store.outbox.redeliver(job.job_id, sent.event_id, life.now)
+        on_wire = await one(life)
+        await life.store.outbox.redeliver(job.job_id, on_wire.event_id, life.now)
+        assert not await life.store.outbox.record(on_wire, attempt(life.now), DELIVERED)
         assert (await one(life)).series == 3
 
     async def test_an_attempt_of_an_old_series_only_stands_in_the_log(self, life: Life) -> None:
@@ -275,6 +352,21 @@ class OutboxContract:
         assert await deliver(life) == [2]
         assert await deliver(life) == [3]
         assert len(await life.store.outbox.deliveries(job.job_id)) == 3
+
+    async def test_a_deleted_job_is_still_called_back(self, life: Life) -> None:
+        """Its events stay with its tombstone, and those that are not sent yet longer than that."""
+        job = await life.submit(webhook_url=URL)
+        await life.run(job.job_id)
+        assert await deliver(life) == [1]
+        await life.store.delete(job.job_id)
+        life.now += 2000
+        for _ in range(2):
+            await life.store.prune(life.now, Retention(10, 10, 1000))
+        assert await life.store.get(job.job_id) is None
+        assert [event.sequence for event in await life.store.events(job.job_id)] == [2, 3]
+        assert [await deliver(life), await deliver(life)] == [[2], [3]]
+        assert await life.store.outbox.prune(life.now + 1) == 3
+        assert await life.store.events(job.job_id) == []
 
     async def test_prune(self, life: Life) -> None:
         """Deliveries go when their end is so long ago, the last events of a pruned job with them."""

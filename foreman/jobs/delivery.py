@@ -121,8 +121,8 @@ class Outbox(Protocol):
         """
         Write down an attempt, and what comes of it: PENDING until the next one's moment, or a final state.
 
-        The first attempt of an event lets the next event of its job go. False, and only the attempt is kept,
-        when the delivery is in another series by now, or gone.
+        The first attempt of an event lets the next event of its job go. False when the delivery is in another
+        series by now, or has this attempt already: then the attempt only stands in its log.
         """
         ...
 

@@ -11,7 +11,10 @@ import pytest
 from foreman.errors import DatabaseRefused
 from foreman.jobs import database
 from foreman.jobs.database import APPLICATION_ID, open_pools, prepare
+from foreman.jobs.model import Job, Status
 from foreman.jobs.queries import load_queries, load_upgrades
+from foreman.jobs.store import SqliteStore
+from foreman.testing.store import compose_plainly
 
 FIRST = "CREATE TABLE one (n INTEGER);\nCREATE TRIGGER t AFTER INSERT ON one BEGIN\n  SELECT 1;\nEND;"
 SECOND = "CREATE TABLE two (n INTEGER);\nINSERT INTO two SELECT n FROM one;"
@@ -72,6 +75,41 @@ def test_an_upgrade_keeps_a_copy_of_what_was(path: str) -> None:
     assert ask(backup, "SELECT n FROM one") == [(7,)]
     assert ask(backup, "PRAGMA user_version") == [(1,)]
     assert sorted(os.listdir(os.path.dirname(path))) == ["foreman.db", "foreman.db-backup-v1"]
+
+
+async def test_version_1_becomes_version_2(path: str) -> None:
+    """Jobs are as they were, want all events of their webhook, and go on; nobody is told of the past."""
+    from twisted.internet import reactor
+
+    prepare(path, load_upgrades()[:1])
+    waits, ended = "0" * 25 + "1", "0" * 25 + "2"
+    for job_id, status in ((waits, "queued"), (ended, "failed")):
+        do(
+            path,
+            "INSERT INTO job (id, status, endpoint, takes_turn, model, option_key, priority, metadata,"
+            " max_attempts, on_interrupt, transcript, webhook_url, created_at, waiting_since, sequence)"
+            f" VALUES ('{job_id}', '{status}', '/api/chat', 1, 'm', '', 0, '{{}}', 3, 'retry', 0,"
+            " 'http://10.0.0.5/hook', 1, 1, 1)",
+        )
+        do(
+            path,
+            "INSERT INTO event (id, job_id, sequence, status, at, facts)"
+            f" VALUES ('E{job_id}', '{job_id}', 1, 'queued', 1, '{{}}')",
+        )
+    prepare(path)
+    assert ask(path, "PRAGMA user_version") == [(len(load_upgrades()),)]
+    store = SqliteStore(path, open_pools(path, reactor), lambda: 9.0, compose_plainly)
+    await store.open()
+    job = await store.get(waits)
+    assert isinstance(job, Job)
+    assert (job.status, job.webhook_url, job.webhook_events) == (Status.QUEUED, "http://10.0.0.5/hook", None)
+    assert await store.outbox.receivers() == {}
+    await store.cancel(waits)
+    (due,) = (await store.outbox.take("http://10.0.0.5:80", 9.0, 9, ())).due
+    assert (due.delivery.job_id, due.delivery.sequence) == (waits, 2)
+    assert len(await store.events(waits)) == 2
+    await store.close()
+    assert ask(f"{path}-backup-v1", "SELECT count(*) FROM job") == [(2,)]
 
 
 @pytest.mark.parametrize("log", ["wal", "delete"])

@@ -3,6 +3,7 @@
 from collections.abc import Coroutine
 from typing import Any
 
+import pytest
 from attrs import define, field
 from contract_outbox import OTHER, RECEIVER, URL, attempt
 from contract_store import Life, failure
@@ -278,5 +279,6 @@ class Machine(RuleBasedStateMachine):
         assert orphans == 0
 
 
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+# A history that fails is made short before it is shown, which takes its time.
+TestMachine = pytest.mark.timeout(400)(Machine.TestCase)
+TestMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

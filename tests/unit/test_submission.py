@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from foreman.errors import ForemanError, InvalidFields, NotAnObject, NotJson
 from foreman.jobs.model import LineKey, Submission
 from foreman.jobs.submission import (
+    EVENTS,
     JOB_BYTES,
     METADATA_KEY_CHARACTERS,
     METADATA_PAIRS,
@@ -56,6 +57,7 @@ def test_defaults() -> None:
         on_interrupt="retry",
         transcript=False,
         webhook_url=None,
+        webhook_events=None,
     )
 
 
@@ -71,13 +73,14 @@ def test_every_field() -> None:
         "max_attempts": 100,
         "on_interrupt": "fail",
         "transcript": True,
+        "webhook_events": ["job.failed", "job.succeeded"],
     }
     url = "http://10.0.0.5:9000/hook?x=1"
     found = submit({"model": "m", "prompt": "p", "job": job, "state_webhook_url": url})
     assert (found.endpoint, found.priority, found.metadata) == ("/api/chat", -7, metadata)
     assert (found.timeout, found.start_deadline) == (600.0, NOW + 21600.0)
     assert (found.max_attempts, found.on_interrupt, found.transcript) == (100, "fail", True)
-    assert found.webhook_url == url
+    assert (found.webhook_url, found.webhook_events) == (url, ("job.failed", "job.succeeded"))
     assert found.body == b'{"model": "m", "prompt": "p"}'
 
 
@@ -196,6 +199,12 @@ def test_option_key(fields: dict[str, Any], key: str) -> None:
         ({"max_attempts": 101}, "/job/max_attempts", "from 1 to 100"),
         ({"on_interrupt": "restart"}, "/job/on_interrupt", '"retry" or "fail"'),
         ({"on_interrupt": {}}, "/job/on_interrupt", '"retry" or "fail"'),
+        ({"webhook_events": "job.failed"}, "/job/webhook_events", 'is "job.failed": it is a list'),
+        ({"webhook_events": {}}, "/job/webhook_events", "job.scheduled, job.queued, job.running"),
+        ({"webhook_events": ["job.failed", "job.done"]}, "/job/webhook_events", '"job.done"'),
+        ({"webhook_events": ["failed"]}, "/job/webhook_events", "job.expired"),
+        ({"webhook_events": [None]}, "/job/webhook_events", "null"),
+        ({"webhook_events": [["job.failed"]]}, "/job/webhook_events", "job.failed"),
         ({"transcript": "yes"}, "/job/transcript", "true or false"),
         ({"metadata": "x"}, "/job/metadata", "object"),
         ({"metadata": [1]}, "/job/metadata", "object"),
@@ -306,6 +315,40 @@ def test_webhook_url_that_cannot_be_used(url: Any) -> None:
     found = complaints({"model": "m", "prompt": "p", "state_webhook_url": url})
     assert list(found) == ["/state_webhook_url"]
     assert "secret" not in found["/state_webhook_url"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (None, None),
+        ([], ()),
+        (["job.running", "job.running"], ("job.running", "job.running")),
+        (list(EVENTS), EVENTS),
+    ],
+)
+def test_webhook_events(given: Any, kept: Any) -> None:
+    """All by default, none with an empty list."""
+    assert with_job({"webhook_events": given}).webhook_events == kept
+
+
+def test_receiver_that_may_not_be_sent_to() -> None:
+    """The complaint says why; a password is not repeated; what is no text never gets to the check."""
+
+    def refuse(url: str) -> None:
+        asked.append(url)
+        raise ValueError("10.0.0.5 is not on the list of FOREMAN_WEBHOOK_ALLOW")
+
+    asked: list[str] = []
+    for url, shown in (("http://10.0.0.5/", "http://10.0.0.5/"), ("http://u:secret@10.0.0.5/", ""), (3, "")):
+        body = json.dumps({"model": "m", "prompt": "p", "state_webhook_url": url}).encode()
+        with pytest.raises(InvalidFields) as refused:
+            parse(body, ID, NOW, refuse)
+        (complaint,) = refused.value.complaints
+        assert complaint["pointer"] == "/state_webhook_url"
+        assert shown in complaint["detail"]
+        assert "secret" not in complaint["detail"]
+        assert ("FOREMAN_WEBHOOK_ALLOW" in complaint["detail"]) == (url != 3)
+    assert asked == ["http://10.0.0.5/", "http://u:secret@10.0.0.5/"]
 
 
 def test_all_complaints_at_once() -> None:
