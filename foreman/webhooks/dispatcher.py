@@ -206,10 +206,10 @@ class Dispatcher:
             self._receivers.end(receiver, standing, self._clock.seconds())
             if standing is None:
                 self._besides.discard(delivery.event_id)
-        self._begin(self._record(receiver.name, delivery, outcome, started))
+        self._begin(self._record(receiver, delivery, outcome, started))
         self._look()
 
-    async def _record(self, name: str, delivery: Delivery, outcome: Outcome, started: float) -> None:
+    async def _record(self, receiver: Receiver, delivery: Delivery, outcome: Outcome, started: float) -> None:
         """What came of an attempt is written, unless foreman stops before the database can be."""
         ended = self._clock.seconds()
         state, due_at = verdict(
@@ -238,9 +238,11 @@ class Dispatcher:
                 delay = min(delay * 2, LONGEST_DELAY_SECONDS)
         finally:
             self._besides.discard(delivery.event_id)
-        if not current:
-            # Somebody asked for it again meanwhile, and it was passed over as long as it stood here.
-            self.due(name, self._clock.seconds())
+        # It was passed over as long as it stood here, also by whoever looked right after the commit. If this
+        # came too late, somebody asked for it again meanwhile.
+        now = self._clock.seconds()
+        self._receivers.recorded(receiver, due_at if current else now, now)
+        self._look()
 
     def _begin(self, coroutine: Coroutine[Deferred[Any], Any, None]) -> "Deferred[None]":
         work = Deferred.fromCoroutine(coroutine)

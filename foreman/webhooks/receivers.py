@@ -33,6 +33,7 @@ class Receiver:
     name: str
     standing: Standing = Standing.NEW
     sending: int = 0
+    recording: int = 0  # attempts of which it is not written yet what came of them
     fetching: bool = False  # what is due for it is being read
     ready: "deque[Due]" = field(factory=deque)
     due_at: float | None = None
@@ -51,7 +52,8 @@ class Receiver:
     @property
     def forgettable(self) -> bool:
         """Nothing of it is known to be under way or to come."""
-        return not (self.sending or self.fetching or self.ready) and self.due_at is None
+        busy = self.sending or self.recording or self.fetching or self.ready
+        return not busy and self.due_at is None
 
 
 @define(eq=False)
@@ -149,9 +151,17 @@ class Receivers:
         # Before the standing changes: all its other attempts count as what it is from now on.
         self._doubtful_sending -= receiver.sending if receiver.doubtful else 0
         receiver.sending -= 1
+        receiver.recording += 1
         receiver.standing = standing or receiver.standing
         self._doubtful_sending += receiver.sending if receiver.doubtful else 0
         self._leave(receiver)
+        self.put(receiver, now)
+
+    def recorded(self, receiver: Receiver, due_at: float | None, now: float) -> None:
+        """What came of an attempt is written, and when it is to be made again."""
+        receiver.recording -= 1
+        if due_at is not None:
+            self.due(receiver.name, due_at, now)
         self.put(receiver, now)
 
     def put(self, receiver: Receiver, now: float) -> None:

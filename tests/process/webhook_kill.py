@@ -39,8 +39,8 @@ class _Hook(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Keep what came, check it, and now and then say that something is wrong."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.keep({name.lower(): value for name, value in self.headers.items()}, body)
-        self.send_response(500 if self.server.chance.random() < 0.1 else 200)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.send_response(200 if self.server.keep(headers, body) else 500)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -57,11 +57,13 @@ class _Server(ThreadingHTTPServer):
         self.bodies: dict[str, bytes] = {}  # the first that came, by the event's id
         self.order: dict[str, list[int]] = defaultdict(list)  # sequences as they first came, by job
         self.requests = 0
+        self.accepted: set[str] = set()  # events that were answered 200
+        self.duplicates = 0  # requests for one of these
         self.wrong: list[str] = []
         self._lock = threading.Lock()
 
-    def keep(self, headers: dict[str, str], body: bytes) -> None:
-        """Note one request."""
+    def keep(self, headers: dict[str, str], body: bytes) -> bool:
+        """Note one request; whether to accept it."""
         with self._lock:
             self.requests += 1
             try:
@@ -76,6 +78,11 @@ class _Server(ThreadingHTTPServer):
                 self.order[event["data"]["job_id"]].append(event["data"]["sequence"])
             elif known != body:
                 self.wrong.append(f"{event['id']} came with other bytes")
+            self.duplicates += event["id"] in self.accepted
+            accept = self.chance.random() >= 0.1
+            if accept:
+                self.accepted.add(event["id"])
+            return accept
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A connection that foreman's death has reset is no error here."""
@@ -83,12 +90,13 @@ class _Server(ThreadingHTTPServer):
 
 @define
 class Report:
-    """What was counted. Everything but the first four fields is to be empty."""
+    """What was counted. Everything but the first five fields is to be empty."""
 
     jobs: int = 0
     events: int = 0
     requests: int = 0
     kills: int = 0
+    duplicates: int = 0  # requests for events that had been accepted
     missing: list[str] = field(factory=list)  # events in the database that no receiver has seen
     incomplete: list[str] = field(factory=list)  # jobs whose sequences have a gap
     unordered: list[str] = field(factory=list)  # jobs whose events first came in another order
@@ -98,7 +106,7 @@ class Report:
     def __str__(self) -> str:
         return (
             f"{self.jobs} jobs, {self.kills} kills: {self.events} events, {self.requests} requests, "
-            f"{self.requests - self.events} of them again\n"
+            f"{self.duplicates} of them duplicates\n"
             f"missing {len(self.missing)}, jobs with a gap {len(self.incomplete)}, "
             f"out of order {len(self.unordered)}, not delivered {len(self.undelivered)}, "
             f"wrong bytes or signatures {len(self.wrong)}"
@@ -173,6 +181,7 @@ def _pending(folder: Path) -> int:
 
 
 def _audit(report: Report, folder: Path, hooks: list[_Server]) -> None:
+    report.duplicates = sum(hook.duplicates for hook in hooks)
     seen = {event_id for hook in hooks for event_id in hook.bodies}
     events = _read(folder, "SELECT id, job_id, sequence FROM event ORDER BY job_id, sequence")
     report.events, report.requests = len(events), sum(hook.requests for hook in hooks)

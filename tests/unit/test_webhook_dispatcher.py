@@ -33,6 +33,21 @@ def now(awaitable: Any) -> Any:
     return results[0]
 
 
+def submission(number: int, url: str, **values: Any) -> Submission:
+    """A job to be handed in."""
+    return Submission(
+        **{
+            "job_id": str(ULID.from_timestamp(NOW + number)),
+            "endpoint": "/api/chat",
+            "line": LineKey("m"),
+            "body": b"{}",
+            "created_at": NOW,
+            "webhook_url": url,
+            **values,
+        }
+    )
+
+
 @define
 class Bench:
     """A dispatcher that has started. `jitter` is what is drawn."""
@@ -69,17 +84,7 @@ class Bench:
         """A job that waits: one event."""
         self._count += 1
         job: Job = now(
-            self.store.submit(
-                Submission(
-                    job_id=str(ULID.from_timestamp(NOW + self._count)),
-                    endpoint="/api/chat",
-                    line=LineKey("m"),
-                    body=b"{}",
-                    created_at=self.clock.seconds(),
-                    webhook_url=url,
-                    **values,
-                )
-            )
+            self.store.submit(submission(self._count, url, created_at=self.clock.seconds(), **values))
         )
         return job
 
@@ -203,6 +208,25 @@ def test_first_attempts_in_order(bench: Bench) -> None:
     assert bench.sent() == ["1 queued", "2 running", "3 succeeded", "1 queued"]
 
 
+def test_a_look_right_after_the_commit_loses_no_retry(bench: Bench) -> None:
+    """What is due now may be told in the same commit as a retry that is due later."""
+    job = bench.submit()
+    bench.pool.commit_seconds = 0.5
+    begun = [Deferred.fromCoroutine(bench.store.submit(submission(1, "http://b/hook")))]
+    bench.sender.open[0].end(answer(500))
+    begun.append(Deferred.fromCoroutine(bench.store.submit(submission(2, "http://a/hook"))))
+    bench.clock.pump([0.5] * 4)
+    bench.pool.commit_seconds = 0.0
+    assert all(one.called for one in begun)
+    for post in list(bench.sender.open):
+        post.end(answer(200))
+    bench.clock.pump([1.0] * 5)
+    attempts = [
+        post.headers["x-foreman-attempt"] for post in bench.sender.posts if job.job_id in str(post.body)
+    ]
+    assert attempts == ["1", "2"]
+
+
 def test_retry_after_and_gone(bench: Bench) -> None:
     """503 may say when, and 410 ends it."""
     job = bench.submit()
@@ -319,18 +343,7 @@ def test_waiting_for_a_place_is_late(bench: Bench) -> None:
 def test_bodies_are_on_disk_before_they_are_sent(bench: Bench) -> None:
     """And an event wakes the dispatcher: no time passes between its commit and its attempt."""
     bench.pool.commit_seconds = 0.5
-    submitted = Deferred.fromCoroutine(
-        bench.store.submit(
-            Submission(
-                job_id=str(ULID.from_timestamp(NOW)),
-                endpoint="/api/chat",
-                line=LineKey("m"),
-                body=b"{}",
-                created_at=bench.clock.seconds(),
-                webhook_url="http://a/hook",
-            )
-        )
-    )
+    submitted = Deferred.fromCoroutine(bench.store.submit(submission(0, "http://a/hook")))
     bench.clock.advance(0.5)
     assert submitted.called
     assert bench.sender.posts == []

@@ -82,6 +82,7 @@ def test_receivers_take_turns() -> None:
         order.append(receiver.name)
         receivers.begin(receiver, float(now))
         receivers.end(receiver, Standing.WELL, float(now))
+        receivers.recorded(receiver, None, float(now))
     assert order == ["busy", "other", "busy", "other"]
     assert len(busy.ready) == 98
 
@@ -121,6 +122,8 @@ def test_nothing_is_kept_of_one_that_is_done() -> None:
         assert receivers.turn() is receiver
         receivers.begin(receiver, 0.0)
         receivers.end(receiver, Standing.WELL, 0.0)
+        assert receivers.get(str(number)).standing is Standing.WELL, "until it is written what came of it"
+        receivers.recorded(receiver, None, 0.0)
     assert receivers.get("5").standing is Standing.NEW
     assert len(receivers._all) == 1
 
@@ -173,6 +176,10 @@ def test_limits_hold_and_nothing_is_lost(concurrency: int, steps: list[tuple]) -
             doubtful = sum(one.doubtful for one in wire)
             assert doubtful <= max(1, concurrency // 2) or receiver.doubtful is False
 
+    def end(receiver: Receiver, standing: Standing) -> None:
+        receivers.end(receiver, standing, now)
+        receivers.recorded(receiver, None, now)
+
     def finish_fetch(index: int, count: int) -> None:
         receiver = fetching.pop(index % len(fetching))
         fresh = [next(numbers) for _ in range(count)]
@@ -184,14 +191,14 @@ def test_limits_hold_and_nothing_is_lost(concurrency: int, steps: list[tuple]) -
         if kind == "due":
             receivers.due(first, now + second - 5, now)
         elif kind == "end" and wire:
-            receivers.end(wire.pop(first % len(wire)), second, now)
+            end(wire.pop(first % len(wire)), second)
         elif kind == "fetched" and fetching:
             finish_fetch(first, second)
         use_places()
     for _ in range(500):
         now += 100.0
         if wire:
-            receivers.end(wire.pop(), Standing.SILENT, now)
+            end(wire.pop(), Standing.SILENT)
         elif fetching:
             finish_fetch(0, 1)
         use_places()
