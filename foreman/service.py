@@ -11,9 +11,9 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
-from attrs import define, evolve
+from attrs import define
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory
@@ -107,7 +107,6 @@ def build_service(reactor: Any, environment: Mapping[str, str]) -> "Foreman":
             check_ca(settings.webhook_ca)
         except ValueError as why:
             complaints["FOREMAN_WEBHOOK_CA"] = f"FOREMAN_WEBHOOK_CA is {settings.webhook_ca!r}: {why}."
-            settings = evolve(cast(Any, settings), webhook_ca="")
     url = embedded.url if embedded else settings.ollama_url
     parts = _wire(reactor, settings, url, open_pools(settings.db_path, reactor))
     listener: Listener | None = None

@@ -147,7 +147,7 @@ class Connector:
     Finds and reaches receivers.
 
     `connect_timeout` is how many seconds there are for both: the name, the connection, and TLS. `ca_path`
-    names a file of authorities beside the machine's own ("" for none); ValueError as `check_ca` raises.
+    names a file of authorities beside the machine's own ("" for none): see `check_ca`.
     """
 
     _reactor: Any

@@ -48,17 +48,11 @@ def _certificates(path: str) -> Sequence[x509.Certificate]:
 @define(eq=False)
 class Trust:
     """
-    The authorities of this machine, and those of one more file (`ca_path`; "" for none).
-
-    Raises ValueError as `check_ca` does.
+    The authorities of this machine, and those of one more file (`ca_path`; "" for none; see `check_ca`).
     """
 
     _ca_path: str
-    _more: Sequence[x509.Certificate] = field(init=False)
     _context: SSL.Context | None = field(default=None, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._more = _certificates(self._ca_path) if self._ca_path else ()
 
     def client(self, host: str) -> "TlsClient":
         """What verifies one connection to this host."""
@@ -70,7 +64,7 @@ class Trust:
             context = CertificateOptions(trustRoot=platformTrust()).getContext()
             store = context.get_cert_store()
             assert store is not None
-            for certificate in self._more:
+            for certificate in _certificates(self._ca_path) if self._ca_path else ():
                 store.add_cert(X509.from_cryptography(certificate))
             self._context = context
         return self._context
