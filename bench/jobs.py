@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import sqlite3
 import statistics
 import tempfile
@@ -19,7 +20,8 @@ SUBMITTERS = 64
 GAP_SECONDS = 10.0
 SYNCS = 100
 STARTS = 5
-FEW, MANY = 10, 1_000_000
+ASKED = 300
+FEW, MORE, MANY = 20, 10_000, 1_000_000
 
 _JOBS = """
 INSERT INTO job (
@@ -28,7 +30,7 @@ INSERT INTO job (
 )
 WITH RECURSIVE number(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM number WHERE n + 1 < :count)
 SELECT
-    printf('00%024d', n), :status, '/api/chat', 1, 'bench', '', 0, '{}', 3, 'retry',
+    printf('00%024d', n), :status, '/api/chat', 1, printf('bench%d', n % :models), '', 0, '{}', 3, 'retry',
     0, :now, :now, :ended, :ended, :ended IS NOT NULL, :ended IS NOT NULL, NULL, 1
 FROM number WHERE :count
 """
@@ -139,6 +141,7 @@ def fill(path: str, count: int, status: str) -> None:
         "count": count,
         "status": status,
         "now": now,
+        "models": len(choice.MODELS),
         "ended": now if status == "succeeded" else None,
         "body": job(10).partition(b"\r\n\r\n")[2],
     }
@@ -172,18 +175,39 @@ def start(folder: str, own: set[int]) -> Row:
 
 
 def choices(folder: str) -> list[Row]:
-    """The end of a run to the start of the next, with few and with many that wait."""
-    paths = [f"{folder}/few.db", f"{folder}/many.db"]
-    for path, count in zip(paths, (FEW, MANY), strict=True):
+    """The end of a run to the start of the next, with few and with many that wait in 20 lines."""
+    counts = (FEW, MORE, MANY)
+    paths = [f"{folder}/{count}.db" for count in counts]
+    for path, count in zip(paths, counts, strict=True):
         fill(path, count, "queued")
-    few, many = choice.measure(paths, folder)
+    measured = choice.measure(paths, folder)
     rows = []
-    for what in ("wall", "processor"):
-        one, other = (
-            statistics.median(getattr(cost, what) for cost in costs) * 1000 for costs in (few, many)
-        )
-        name = f"choice and claim, {FEW} or {MANY:,} waiting, ms of {what}"
-        rows.append(Row(name, one, other, other / one, "x", 1.2))
+    for part, words in (
+        ("wall", "and claim, ms"),
+        ("processor", "and claim, CPU ms"),
+        ("choice", "alone, ms"),
+    ):
+        ms = [statistics.median(getattr(cost, part) for cost in costs) * 1000 for costs in measured]
+        for count, many in zip(counts[1:], ms[1:], strict=True):
+            name = f"choice {words}, {FEW} or {count:,} in 20 lines"
+            rows.append(Row(name, ms[0], many, many / ms[0], "x", 1.2))
+    rows.append(Row(f"choice alone, {MANY:,} in 20 lines", ms[0], ms[-1], ms[-1], "ms", 1))
+    return rows
+
+
+def outlooks(folder: str, own: set[int]) -> list[Row]:
+    """``GET /jobs/{id}`` of jobs anywhere in 20 lines, and ``GET /queue``."""
+    fill(f"{folder}/foreman.db", MANY, "queued")
+    asked = [f"/jobs/00{number:024d}" for number in random.Random(6).sample(range(MANY), ASKED)]
+    rows = []
+    with bench_target() as target_port, daemon(target_port, folder, own) as foreman:
+        ask(foreman.port, "/queue/pause", {"lane": "durable"})
+        client = Client(foreman.port)
+        for name, paths in (("/jobs/{id}", asked), ("/queue", ["/queue"] * ASKED)):
+            times = [client.first_byte_and_end(request(path))[1] * 1000 for path in paths]
+            median = statistics.median(times)
+            rows.append(Row(f"GET {name}, {MANY:,} in 20 lines", min(times), median, median, "ms", 20))
+        client.close()
     return rows
 
 
@@ -193,10 +217,11 @@ def main() -> int:
     os.sched_setaffinity(0, others)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("queue", "start", "choice"):
+        for name in ("queue", "start", "outlook", "choice"):
             Path(folder, name).mkdir()
         rows += queue_and_gap(f"{folder}/queue", own)
         rows.append(start(f"{folder}/start", own))
+        rows += outlooks(f"{folder}/outlook", own)
         rows += choices(f"{folder}/choice")
     report(rows, "jobs", ("least", "most"))
     return 0 if all(row.met for row in rows) else 1

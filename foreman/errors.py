@@ -4,7 +4,10 @@ The errors of foreman: one tree, each with a stable code and one sentence for a 
 `code` is part of the contract (``docs/reference/errors.md``): programs match on it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+
+from foreman.quantities import format_moment
 
 
 class ForemanError(Exception):
@@ -12,6 +15,8 @@ class ForemanError(Exception):
 
     code = "internal_error"
     status = 500
+    retry_after: int | None = None
+    """In how many seconds it is worth trying again, where that is known: the header Retry-After."""
 
     @property
     def members(self) -> Mapping[str, object]:
@@ -99,6 +104,41 @@ class Stopping(ForemanError):
 
     def __init__(self) -> None:
         super().__init__("foreman is stopping; send the request again in a moment")
+
+
+class ServerBusy(ForemanError):
+    """As many native requests wait as may do. The sentence is Ollama's own, which clients know."""
+
+    code = "server_busy"
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("server busy, please try again.  maximum pending requests exceeded")
+
+
+class LanePaused(ForemanError):
+    """Somebody paused the lane. `until` is the end of that, None when nobody knows it; it is `now`."""
+
+    code = "lane_paused"
+    status = 503
+
+    def __init__(self, lane: str, until: float | None, now: float) -> None:
+        end = "it is resumed" if until is None else format_moment(until)
+        super().__init__(f"the {lane} lane is paused until {end}; meanwhile jobs can be handed in at /jobs")
+        self.retry_after = None if until is None else max(1, math.ceil(until - now))
+
+
+class QueueFull(ForemanError):
+    """As many durable jobs wait as may do."""
+
+    code = "queue_full"
+    status = 429
+    retry_after = 30
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} jobs wait already, the limit of FOREMAN_QUEUE_LIMIT: hand it in again in a while"
+        )
 
 
 class Unauthorized(ForemanError):

@@ -13,6 +13,7 @@ _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "
 _LONGEST_SECONDS = (2**63 - 1) / 1e9
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _UNIT_BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _SIZE = re.compile(r"(\d+)\s?(B|KiB|MiB|GiB|TiB|)", re.ASCII)
 
 
@@ -79,3 +80,20 @@ def format_moment(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parse_moment(text: str) -> float:
+    """
+    Epoch seconds of an RFC 3339 moment, which has a zone.
+
+    Raises ValueError, whose text says what is allowed, for anything else.
+    """
+    try:
+        if not _MOMENT.fullmatch(text):
+            raise ValueError
+        # In UTC, so that it can be shown: the last hours of the year 9999 may be those of the year 10,000.
+        return datetime.fromisoformat(text.upper()).astimezone(UTC).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(
+            "a moment is written as in 2026-12-01T02:00:00Z or 2026-12-01T03:00:00+01:00"
+        ) from None

@@ -13,25 +13,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from attrs import define
-from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from foreman import __version__
+from foreman.daemon import Foreman, Parts
 from foreman.embedded.child import EmbeddedTarget, bind_embedded
 from foreman.embedded.models import check_embedded
-from foreman.errors import DatabaseRefused, Stopping
+from foreman.errors import DatabaseRefused
 from foreman.jobs.database import Pools, open_pools, prepare
 from foreman.jobs.model import Retention
 from foreman.jobs.store import SqliteStore
 from foreman.listener import CannotBindError, Listener, bind
 from foreman.lock import FileLock, LockHeldError
 from foreman.quantities import format_duration
+from foreman.scheduler.history import History
 from foreman.scheduler.keys import KeyRegistry
+from foreman.scheduler.policy import Lane
 from foreman.scheduler.policy import Limits as PolicyLimits
+from foreman.scheduler.records import Records
+from foreman.scheduler.residents import Residents
+from foreman.scheduler.swaps import Swaps
+from foreman.scheduler.timetable import Timetable
 from foreman.scheduler.turn import Turn
 from foreman.settings import EMBEDDED_URL, Settings, SettingsError, load, unknown
 from foreman.target.client import OllamaClient, make_http
@@ -42,8 +44,10 @@ from foreman.target.exchange import Limits
 from foreman.target.generation import GenerationLimits, Generator
 from foreman.target.inventory import Inventory
 from foreman.target.names import is_cloud
+from foreman.target.preload import Preloader
 from foreman.target.reachability import Reachability
 from foreman.target.relay import Relay
+from foreman.target.unloading import Unloader
 from foreman.urls import JobUrls, place
 from foreman.web.app import App
 from foreman.web.artifacts import Artifacts
@@ -54,6 +58,9 @@ from foreman.web.job_views import Views
 from foreman.web.jobs import Jobs
 from foreman.web.native import Native
 from foreman.web.origins import Origins
+from foreman.web.outlook import Hold, Outlooks
+from foreman.web.pause import Pausing, paused
+from foreman.web.queue import QueueReport
 from foreman.web.site import Site
 from foreman.web.spool import Spool
 from foreman.webhooks.body import compose
@@ -64,19 +71,19 @@ from foreman.webhooks.sender import Sender
 from foreman.webhooks.signature import Signer
 from foreman.webhooks.tls import check_ca
 from foreman.webhooks.watch import Watch
+from foreman.worker.keeper import HistoryKeeper
+from foreman.worker.pauses import Pauses
 from foreman.worker.upkeep import Upkeep
 from foreman.worker.worker import Worker
 
-# Last words and resets after the grace take at most twice this: the stop ends within the grace and 1 s.
-_CUT_SECONDS = 0.25
 _CHILD_STOP_SECONDS = 0.3
+# An aborted prompt is first finished, before its model is unloaded: 87 s were measured on a CPU.
+_UNLOAD_SECONDS = 120.0
 # Beside one for each webhook: the names of the target.
 _MORE_THREADS = 8
-# A receiver that is silent does not make every stop as long as the grace.
-_WEBHOOK_GRACE_SECONDS = 2.0
 
 
-def build_service(reactor: Any, environment: Mapping[str, str]) -> "Foreman":
+def build_service(reactor: Any, environment: Mapping[str, str]) -> Foreman:
     """
     Check the settings, take the lock, bind the sockets, and build everything.
 
@@ -144,29 +151,7 @@ def _take_lock(db_path: str, complaints: dict[str, str]) -> FileLock | None:
     return None
 
 
-@define
-class _Parts:
-    """What `_wire` built and the service starts and stops."""
-
-    gate: Gate
-    site: Site
-    native: Native
-    turn: Turn
-    relay: Relay
-    connections: Connections
-    reachability: Reachability
-    inventory: Inventory
-    embedder: Embedder | None
-    store: SqliteStore
-    worker: Worker
-    upkeep: Upkeep
-    guard: Guard
-    sender: Sender
-    dispatcher: Dispatcher
-    watch: Watch | None
-
-
-def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
+def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> Parts:
     """The object graph."""
     s = settings
     http = make_http(reactor, s.connect_timeout)
@@ -183,7 +168,15 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
     policy_limits = PolicyLimits(
         s.interactive_max_wait, s.durable_max_wait, s.interactive_visit, s.durable_visit, s.interactive_share
     )
-    turn = Turn(reactor, keys, policy_limits, patience=s.target_wait, settle_limit=s.first_byte_timeout)
+    turn = Turn(
+        reactor,
+        keys,
+        policy_limits,
+        patience=s.target_wait,
+        settle_limit=s.first_byte_timeout,
+        width=s.parallel,
+        interactive_limit=s.interactive_limit,
+    )
 
     def found() -> None:
         turn.unblock()
@@ -195,7 +188,8 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
     connections = Connections(target_endpoint(reactor, url, s.connect_timeout))
     relay_limits = Limits(s.first_byte_timeout, s.silence_timeout, s.run_timeout, s.relay_buffer)
     relay = Relay(reactor, connections, reachability, url, s.ollama_token, not s.token, relay_limits)
-    native = Native(reactor, relay, turn, inventory)
+    preloader = Preloader(reactor, client, inventory, turn, s.first_byte_timeout)
+    native = Native(reactor, relay, turn, preloader, inventory, s.queue_headers_after)
     embedder = (
         Embedder(reactor, client, inventory, lambda: turn.free, lambda: turn.swapped_at, s.embed_model)
         if s.embed_model
@@ -211,6 +205,7 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
         partial(compose, urls=urls),
         owner_url=s.webhook_url or None,
         max_interruptions=s.max_interruptions,
+        queue_limit=s.queue_limit,
     )
     generator = Generator(http, url, s.ollama_token, reactor)
     run_limits = GenerationLimits(s.first_byte_timeout, s.silence_timeout, s.run_timeout)
@@ -219,11 +214,20 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
         store,
         turn,
         generator,
+        preloader,
         reachability,
         lambda name: not inventory.known or is_cloud(name) or inventory.model(name) is not None,
         run_limits,
         folder,
     )
+    unloader = Unloader(reactor, client, _UNLOAD_SECONDS)
+    pauses = Pauses(reactor, store, turn, worker, unloader, embedder)
+
+    def hours_changed(within: bool) -> None:
+        turn.set_durable_hours(within)
+        worker.look()
+
+    timetable = Timetable(reactor, s.durable_hours, hours_changed)
     upkeep = Upkeep(
         store, reactor, store.outbox, Retention(s.retain_succeeded, s.retain_failed), s.retain_deliveries
     )
@@ -237,20 +241,48 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
     signer = Signer((s.webhook_secret, s.webhook_secret_previous))
     dispatcher = Dispatcher(reactor, store.outbox, sender, signer, s.webhook_backoff, s.webhook_concurrency)
 
-    turn.on_swap = lambda: _refresh(inventory)
+    history = History(reactor, lambda: worker.count > 0)
+    keeper = HistoryKeeper(reactor, store, history)
+    swaps, residents = Swaps(reactor), Residents(reactor, inventory, lambda: turn.holders)
+    records = Records(history, swaps, residents)
+
+    def swapped() -> None:
+        inventory.refresh()
+        records.swapped(turn.holders)
+
+    turn.on_swap = swapped
+    turn.on_release = records.released
+    preloader.on_load = records.loaded
+    worker.on_tokens = history.produced
+    turn.on_choice = preloader.look
     inventory.on_read.append(lambda asked_at: keys.inventory_read(asked_at) if asked_at is not None else None)
+    inventory.on_read.append(preloader.inventory_read)
+    inventory.on_read.append(records.inventory_read)
     inventory.on_read.append(lambda _: worker.look())
     inventory.on_read.append(lambda _: reachability.found() if inventory.reachable else None)
 
     health = Health(
         {
             "target_unreachable": lambda: _unreachable(url, reachability, inventory),
-            "generation_stalled": lambda: _stalled(relay.stalled() or generator.stalled(), settings),
+            "generation_stalled": lambda: _stalled(
+                relay.stalled() or generator.stalled() or preloader.stalled(), settings
+            ),
             "embed_model_not_resident": lambda: _not_resident(embedder),
             "webhook_backlog": lambda: _backlog(dispatcher),
         }
     )
     watch = Watch(reactor, store.outbox, health.report, s.webhook_url) if s.webhook_url else None
+    outlooks = Outlooks(
+        store,
+        turn,
+        keys,
+        history,
+        inventory,
+        reachability,
+        time.time,
+        lambda: _hold(pauses, timetable),
+        lambda: worker.rests_until,
+    )
     jobs = Jobs(
         store,
         store.outbox,
@@ -259,13 +291,15 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
         inventory,
         time.time,
         worker.progress,
-        lambda: reachability.up,
+        outlooks,
     )
-    app = App(health, jobs, Artifacts(store), Deliveries(store, store.outbox, dispatcher))
+    report = QueueReport(time.time, turn, swaps, inventory, residents, embedder, lambda: paused(pauses))
+    deliveries = Deliveries(store, store.outbox, dispatcher)
+    app = App(health, jobs, Artifacts(store), deliveries, Pausing(pauses), report)
     gate = Gate(Origins(s.origins), s.token, s.body_limit, app.own_paths, job_body_limit=s.job_body_limit)
     spool = Spool(folder, s.disk_reserve)
     site = Site(reactor, app.resource(), native, gate, spool, s.idle_timeout)
-    return _Parts(
+    return Parts(
         gate,
         site,
         native,
@@ -274,9 +308,13 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
         connections,
         reachability,
         inventory,
+        preloader,
         embedder,
         store,
         worker,
+        keeper,
+        pauses,
+        timetable,
         upkeep,
         guard,
         sender,
@@ -285,8 +323,11 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> _Parts:
     )
 
 
-def _refresh(inventory: Inventory) -> None:
-    inventory.refresh()
+def _hold(pauses: Pauses, timetable: Timetable) -> Hold | None:
+    pause = pauses.standing.get(Lane.DURABLE)
+    if pause is not None:
+        return Hold("lane_paused", pause.until)
+    return None if timetable.opens_at is None else Hold("durable_hours", timetable.opens_at)
 
 
 def _unreachable(url: str, reachability: Reachability, inventory: Inventory) -> str | None:
@@ -311,105 +352,6 @@ def _backlog(dispatcher: Dispatcher) -> str | None:
 
 
 def _not_resident(embedder: Embedder | None) -> str | None:
-    if embedder is None or embedder.resident:
+    if embedder is None or embedder.resident or embedder.paused:
         return None
     return embedder.hint or f"{embedder.model} is not loaded yet"
-
-
-@define(slots=False, eq=False)
-class Foreman(Service):
-    """The daemon: started from the target up to the listener, stopped the other way, one at a time."""
-
-    _reactor: Any
-    _settings: Settings
-    _unknown_variables: list[str]
-    _lock: FileLock
-    _embedded: EmbeddedTarget | None
-    _parts: _Parts
-    _listener: Listener
-    _starting: "Deferred[None] | None" = None
-    _log = Logger()
-
-    def startService(self) -> None:
-        """Start everything; the listener last."""
-        super().startService()
-        for sentence in self._unknown_variables:
-            self._log.warn("{sentence}", sentence=sentence)
-        if not self._listener.is_loopback and not self._settings.token:
-            self._log.warn(
-                "foreman listens on {address} and FOREMAN_TOKEN is not set: whoever can connect may use it",
-                address=str(self._listener),
-            )
-        parts = self._parts
-        if self._embedded is not None:
-            self._embedded.startService()
-        if parts.embedder is not None:
-            parts.embedder.start()
-        parts.inventory.start()
-        self._starting = Deferred.fromCoroutine(self._begin())
-        self._starting.addErrback(self._not_begun)
-
-    async def _begin(self) -> None:
-        """Orphans of the last life are queued again before the first request is served."""
-        parts = self._parts
-        await parts.store.open()
-        await parts.worker.start()
-        parts.upkeep.start()
-        await parts.dispatcher.start()
-        if parts.watch is not None:
-            await parts.watch.start()
-        self._listener.accept()
-        self._log.info(
-            "foreman {version} listens on {address}, target {target}",
-            version=__version__,
-            address=str(self._listener),
-            target=self._embedded.url if self._embedded else self._settings.ollama_url,
-        )
-
-    def _not_begun(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            # The file was good a moment ago; whoever supervises foreman starts it again.
-            self._log.failure("the database cannot be used, foreman ends", failure)
-            self._reactor.stop()
-
-    def stopService(self) -> "Deferred[None]":
-        """Stop; fires when the last connection is closed, at most the grace and one second later."""
-        super().stopService()
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
-        parts = self._parts
-        running = sum(channel.busy for channel in parts.site.channels)
-        self._log.info(
-            "stopping: what runs ({running}) gets {grace}",
-            running=running,
-            grace=format_duration(self._settings.stop_grace),
-        )
-        if self._starting is not None:
-            self._starting.cancel()
-        await self._listener.close()
-        parts.native.stop()
-        parts.turn.close(Stopping())
-        began = self._reactor.seconds()
-        if parts.watch is not None:
-            await parts.watch.stop()
-        working = Deferred.fromCoroutine(parts.worker.stop(self._settings.stop_grace, _CUT_SECONDS))
-        await parts.site.drain(self._settings.stop_grace)
-        parts.relay.cut_all(Stopping())
-        left = self._settings.stop_grace - (self._reactor.seconds() - began)
-        grace = min(max(left, _CUT_SECONDS), _WEBHOOK_GRACE_SECONDS)
-        sending = Deferred.fromCoroutine(parts.dispatcher.stop(grace, _CUT_SECONDS))
-        await parts.site.abort(_CUT_SECONDS)
-        await working
-        await sending
-        await parts.sender.close()
-        await parts.upkeep.stop()
-        if parts.embedder is not None:
-            await parts.embedder.stop()
-        await parts.inventory.stop()
-        parts.reachability.stop()
-        parts.connections.close()
-        if self._embedded is not None:
-            await self._embedded.stopService()
-        await parts.store.close()
-        self._lock.release()

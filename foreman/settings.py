@@ -16,6 +16,7 @@ import environ
 from environ.exceptions import MissingEnvValueError
 
 from foreman.allow import Allow, parse_allow
+from foreman.hours import Hours, parse_hours
 from foreman.quantities import parse_duration, parse_size
 from foreman.secret import hmac_key
 from foreman.urls import check_url
@@ -136,11 +137,14 @@ def _backoff(text: str) -> tuple[float, ...]:
     return delays
 
 
-def _places(text: str) -> int:
-    count = _count(text)
-    if not 1 <= count <= 1000:
-        raise ValueError("it is a whole number from 1 to 1000")
-    return count
+def _from_1_to(most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        count = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+        if not 1 <= count <= most:
+            raise ValueError(f"it is a whole number from 1 to {most}")
+        return count
+
+    return parse
 
 
 def _receiver_url(text: str) -> str:
@@ -255,7 +259,7 @@ class Settings:
         "WEBHOOK_BACKOFF", "5s,30s,2m,10m,1h", _backoff, "How long to wait before each of the five retries."
     )
     webhook_concurrency: int = _var(
-        "WEBHOOK_CONCURRENCY", "64", _places, "How many webhooks may be on their way at once."
+        "WEBHOOK_CONCURRENCY", "64", _from_1_to(1000), "How many webhooks may be on their way at once."
     )
     webhook_connect_timeout: float = _var(
         "WEBHOOK_CONNECT_TIMEOUT", "5s", _duration(), "How long a connection to a receiver may take."
@@ -280,7 +284,7 @@ class Settings:
         "FIRST_BYTE_TIMEOUT",
         "15m",
         _duration(),
-        "How long a streamed answer may take to begin; loading a model counts.",
+        "How long a streamed answer may take to begin, and a load before it to end.",
     )
     silence_timeout: float = _var(
         "SILENCE_TIMEOUT", "5m", _duration(), "How long a streamed answer may be silent once it has begun."
@@ -336,6 +340,25 @@ class Settings:
         "0.8",
         _share,
         "Share of busy time that native requests may take while durable jobs wait.",
+    )
+    parallel: int = _var("PARALLEL", "1", _from_1_to(64), "How many generations on one model run at once.")
+    interactive_limit: int = _var(
+        "INTERACTIVE_LIMIT", "512", _count, "How many native requests may wait for the turn."
+    )
+    durable_hours: Hours = _var(
+        "DURABLE_HOURS",
+        "",
+        parse_hours,
+        "The times of day, such as `22:00-07:00`, at which durable jobs may start; empty is always.",
+    )
+    queue_limit: int = _var(
+        "QUEUE_LIMIT", "100000", _from_1_to(100_000_000), "How many durable jobs may wait."
+    )
+    queue_headers_after: float = _var(
+        "QUEUE_HEADERS_AFTER",
+        "60s",
+        _duration(0),
+        "After this wait in the queue a stream gets its headers, and a byte every 15 s; `0` is never.",
     )
     retain_succeeded: float = _var(
         "RETAIN_SUCCEEDED", "24h", _duration(0), "How long a job that succeeded is kept with its results."

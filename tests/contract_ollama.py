@@ -139,6 +139,14 @@ class OllamaContract:
             assert len(entry["digest"]) == 64
             assert set(entry["digest"]) <= set("0123456789abcdef")
 
+    async def test_num_ctx(self, ollama: Target) -> None:
+        """A request's num_ctx is what /api/ps shows; 1024.0 is 1024."""
+        for given, shown in ((1024, 1024), (1024.0, 1024), (1024.9, 1024), (512, 512)):
+            asked = {"model": ollama.model, "options": {"num_ctx": given}}
+            assert (await ask(ollama, "POST", "/api/generate", asked)).status == 200
+            (entry,) = (await ask(ollama, "GET", "/api/ps")).json["models"]
+            assert entry["context_length"] == shown
+
     async def test_ps(self, ollama: Target) -> None:
         """What is loaded is listed with its context length and the end of its stay."""
         await ask(ollama, "POST", "/api/generate", {"model": ollama.model})

@@ -13,18 +13,20 @@ from attrs import define, field
 from twisted.internet.defer import Deferred, gatherResults
 from ulid import ULID
 
-from foreman.errors import BadCursor, JobUnfinished
+from foreman.errors import BadCursor, JobUnfinished, QueueFull
 from foreman.jobs.model import (
     PIECE_BYTES,
     Artifact,
     AttemptError,
     Claimed,
+    Estimate,
     Fence,
     Finish,
     Job,
     LineKey,
     LineView,
     Metrics,
+    Pause,
     Piece,
     Retention,
     Status,
@@ -47,6 +49,7 @@ class Life:
     begin: Callable[["Life"], Awaitable[Any]]
     now: float = 1_800_000_000.0
     max_interruptions: int = 10
+    queue_limit: int = 100_000
     store: Any = None
     views: dict[LineKey, LineView] = field(factory=dict)
     cancels: list[str] = field(factory=list)
@@ -537,6 +540,19 @@ class StoreContract:
         await life.store.cancel(other.job_id)
         assert life.views[other.line] == LineView(other.line, 0, None, None)
 
+    async def test_ahead_in_siblings(self, life: Life) -> None:
+        """Lines that are one for the turn: by priority, then by age, whichever of them a job is in."""
+        jobs = []
+        for number in range(12):
+            life.now += number // 3 % 2  # some of one moment
+            jobs.append(await life.submit(option_key=str(number % 3), priority=number % 2))
+        await life.submit("other", priority=5)
+        order = sorted(range(12), key=lambda number: (-(number % 2), number))
+        for place, number in enumerate(order):
+            siblings = [LineKey("m", str(each)) for each in range(3) if each != number % 3]
+            assert await life.store.ahead(jobs[number].job_id, siblings) == place
+        assert await life.store.ahead(jobs[0].job_id, [LineKey("nobody")]) == 2
+
     async def test_ahead_is_right_wherever_a_job_stands(self, life: Life) -> None:
         """By priority, then by arrival: near the front of a long line, in its middle, and near its end."""
         together = [Deferred.fromCoroutine(life.submit(priority=-1 if n < 600 else 0)) for n in range(1200)]
@@ -625,3 +641,89 @@ class StoreContract:
         assert await life.store.prune(life.now + 1, retention) == 1
         assert (await life.claim(first.job_id)).body == b"one"
         assert isinstance(await life.store.retry(second.job_id), Tombstone)
+
+    async def test_time_to_start_begins_with_run_at(self, life: Life) -> None:
+        """Run again by hand, the job has as much time to start as it had when it could run at first."""
+        run_at = life.now + 100
+        job = await life.submit(run_at=run_at, start_deadline=run_at + 10)
+        life.now = run_at
+        await life.store.due(life.now)
+        await life.run(job.job_id)
+        again = await life.store.retry(job.job_id)
+        assert again.start_deadline == life.now + 10
+
+    async def test_as_many_wait_as_may(self, life: Life) -> None:
+        """Scheduled, queued or in a backoff, they count; those that run or have ended do not."""
+        life.queue_limit = 3
+        await life.crash()
+        queued, other = await life.submit(), await life.submit("n", takes_turn=False)
+        await life.submit(run_at=life.now + 9)
+        with pytest.raises(QueueFull, match="3 jobs wait already, the limit of FOREMAN_QUEUE_LIMIT"):
+            await life.submit()
+        claimed = await life.claim(queued.job_id)
+        await life.submit()
+        with pytest.raises(QueueFull):
+            await life.submit()
+        retried = Finish(claimed.fence, Transition.RETRIED, not_before=life.now + 9, error=failure())
+        assert (await life.store.finish(retried)).job.status is Status.QUEUED  # what ran is never refused
+        await life.store.cancel(other.job_id)
+        with pytest.raises(QueueFull):
+            await life.submit()
+        with pytest.raises(QueueFull):  # nor may an ended job come back
+            await life.store.retry(other.job_id)
+        life.now += 9
+        await life.store.due(life.now)
+        assert await life.crash() == 0
+        with pytest.raises(QueueFull):
+            await life.submit()
+        await life.run(queued.job_id)
+        await life.store.retry(other.job_id)
+        assert [job.status for job in (await life.store.list()).jobs].count(Status.QUEUED) == 3
+
+    async def test_exact_however_many_come_at_once(self, life: Life) -> None:
+        """Of a hundred at once, as many are taken as there is room for."""
+        life.queue_limit = 40
+        await life.crash()
+        coming = [Deferred.fromCoroutine(life.submit()) for _ in range(100)]
+        refused = []
+        for one in coming:
+            one.addErrback(lambda failure: refused.append(failure.trap(QueueFull)))
+        await gatherResults(coming)
+        assert len(refused) == 60
+        assert {line: view.count for line, view in life.views.items()} == {LineKey("m"): 40}
+
+    async def test_estimates(self, life: Life) -> None:
+        """They are there in the next life, one for each subject; the one that changed last comes last."""
+        run, load = Estimate("run", "durable", "[1]", 30.5, 2), Estimate("load", "", "", 14.0, 1)
+        await life.store.put_estimates([run])
+        life.now += 1
+        await life.store.put_estimates([load])
+        await life.crash()
+        assert list(await life.store.estimates()) == [run, load]
+        life.now += 1
+        anew = Estimate("run", "durable", "[1]", 40.0, 3)
+        await life.store.put_estimates([anew])
+        assert list(await life.store.estimates()) == [load, anew]
+
+    async def test_old_estimates_are_forgotten(self, life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As many are kept as a history needs."""
+        monkeypatch.setattr("foreman.jobs.estimates.MOST_ESTIMATES", 5)
+        for number in range(12):
+            life.now += 1
+            await life.store.put_estimates([Estimate("load", "", str(number), 1.0, 1)])
+        assert [each.key for each in await life.store.estimates()] == ["7", "8", "9", "10", "11"]
+
+    async def test_pauses(self, life: Life) -> None:
+        """They are there in the next life, one for each lane, until they are over or dropped."""
+        first = [Pause("a", life.now, None, True), Pause("b", life.now - 1, life.now + 10, False)]
+        await life.store.put_pauses(first)
+        await life.crash()
+        assert list(await life.store.pauses()) == first
+        anew = Pause("a", life.now, life.now + 20, False)
+        await life.store.put_pauses([anew])
+        assert list(await life.store.pauses()) == [anew, first[1]]
+        life.now += 10
+        assert list(await life.store.pauses()) == [anew]
+        await life.store.drop_pauses(["a", "b", "c"])
+        life.now -= 10
+        assert list(await life.store.pauses()) == []

@@ -19,7 +19,8 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.web.server import Site
 
-from foreman.service import Foreman, build_service
+from foreman.daemon import Foreman
+from foreman.service import build_service
 from foreman.testing.ollama import FakeOllama
 
 reactor: Any = _reactor
@@ -30,7 +31,7 @@ LOOK_SECONDS = 0.005
 
 TURN_LINE = re.compile(
     r"(?P<job_id>[0-9A-HJKMNP-TV-Z]{26}) model=(?P<model>.*) caller=(?P<caller>\S+) "
-    r"waited=(?P<waited_seconds>[\d.]+)s run=(?P<run_seconds>[\d.]+)s "
+    r"waited=(?P<waited_seconds>[\d.]+)s (?:load=(?P<load_seconds>[\d.]+)s )?run=(?P<run_seconds>[\d.]+)s "
     r"status=(?P<status>\d+) bytes=(?P<sent_bytes>\d+): (?P<how>.*)"
 )
 
@@ -122,6 +123,7 @@ class TurnLine:
     model: str | None = field(converter=ast.literal_eval)
     caller: str
     waited_seconds: float = field(converter=float)
+    load_seconds: float = field(converter=lambda text: float(text or 0))
     run_seconds: float = field(converter=float)
     status: int = field(converter=int)
     sent_bytes: int = field(converter=int)
@@ -171,6 +173,8 @@ class Rig:
         self.fake.hold(path)
         call = await self.begin(path, chat(model))
         await until(lambda: self.turn.holder is not None and self.fake._gates, "a request holds the turn")
+        # Its model was loaded ahead, and at the end of a load the target's models are read.
+        await until(lambda: not self.parts.inventory._polls._busy, "the models are read")
         return call
 
     async def health(self) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 from attrs import define, field
+from pause_fakes import Hands
 from treq.testing import StubTreq
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -20,7 +21,14 @@ from foreman.jobs.model import (
     Finish,
     Transition,
 )
+from foreman.scheduler.history import History
+from foreman.scheduler.keys import KeyRegistry
+from foreman.scheduler.policy import Limits
+from foreman.scheduler.residents import Residents
+from foreman.scheduler.swaps import Swaps
+from foreman.scheduler.turn import Turn
 from foreman.testing.sender import ScriptedSender, answer
+from foreman.testing.simulation import NoInventory
 from foreman.testing.store import make_store
 from foreman.urls import JobUrls, check_url
 from foreman.web.app import App
@@ -29,6 +37,9 @@ from foreman.web.deliveries import Deliveries
 from foreman.web.health import Health
 from foreman.web.job_views import Views
 from foreman.web.jobs import Jobs
+from foreman.web.outlook import Outlooks
+from foreman.web.pause import Pausing, paused
+from foreman.web.queue import QueueReport
 from foreman.webhooks.dispatcher import Dispatcher
 from foreman.webhooks.signature import Signer
 from foreman.worker.attempt import Progress
@@ -46,9 +57,13 @@ class FakeInventory:
     pulled: set[str] = field(factory=set)
     remote: set[str] = field(factory=set)
     looks: list[str] = field(factory=list)
+    loaded: Sequence[Any] = ()
 
     def model(self, name: str, /) -> Any:
         return SimpleNamespace(remote=name in self.remote) if name in self.installed else None
+
+    def model_by_digest(self, digest: str, /) -> None:
+        return None
 
     async def fresh_look(self, name: str, /) -> Any:
         self.looks.append(name)
@@ -94,12 +109,15 @@ class Bench:
         self.store, self.pool = make_store(self.clock)
         self.inventory = FakeInventory()
         self.progress: dict[str, Progress] = {}
-        self.reachable = True
+        self.target = SimpleNamespace(up=True, reason=None)
         self.count = 0
         self.sender = ScriptedSender(answer(200))
         self.dispatcher = Dispatcher(
             self.clock, self.store.outbox, self.sender, Signer(()), (5.0, 30.0, 120.0, 600.0, 3600.0), 64
         )
+        keys = KeyRegistry(NoInventory())
+        # The jobs of the store are not offered to it: who is granted what is the tests' to say.
+        self.turn = Turn(self.clock, keys, Limits(), patience=10.0, settle_limit=900.0)
         jobs = Jobs(
             self.store,
             self.store.outbox,
@@ -108,11 +126,32 @@ class Bench:
             self.inventory,
             self.clock.seconds,
             self.progress.get,
-            lambda: self.reachable,
+            Outlooks(
+                self.store,
+                self.turn,
+                keys,
+                History(self.clock, lambda: False),
+                self.inventory,
+                self.target,
+                self.clock.seconds,
+                lambda: None,
+                lambda: None,
+            ),
             self.new_id,
         )
+        report = QueueReport(
+            self.clock.seconds,
+            self.turn,
+            Swaps(self.clock),
+            self.inventory,
+            Residents(self.clock, self.inventory, lambda: self.turn.holders),
+            None,
+            lambda: paused(self.hands.pauses),
+        )
         deliveries = Deliveries(self.store, self.store.outbox, self.dispatcher)
-        self.app = App(Health({}), jobs, Artifacts(self.store), deliveries)
+        self.hands = Hands(self.clock, self.store)
+        pausing = Pausing(self.hands.pauses)
+        self.app = App(Health({}), jobs, Artifacts(self.store), deliveries, pausing, report)
         self.client = StubTreq(self.app.resource())
 
     def new_id(self, moment: float) -> str:
@@ -153,6 +192,11 @@ class Bench:
         assert reply.status == 200, reply.body
         shown: dict[str, Any] = reply.json
         return shown
+
+    def reason(self, job_id: str) -> str:
+        """What a job waits for, in one word."""
+        word: str = self.show(job_id)["waiting_for"]["reason"]
+        return word
 
     def wait(self, coroutine: Any) -> Any:
         """What the store says at once."""

@@ -17,6 +17,8 @@ from foreman.scheduler.policy import Limits
 from foreman.scheduler.turn import Turn
 from foreman.target.client import OllamaClient
 from foreman.target.generation import GenerationLimits, Generator
+from foreman.target.inventory import Inventory
+from foreman.target.preload import Preloader
 from foreman.target.reachability import Reachability
 from foreman.testing.gpu import FakeModel
 from foreman.testing.ollama import FakeOllama
@@ -44,6 +46,9 @@ class Bench:
         keys = KeyRegistry(NoInventory())
         self.turn = Turn(self.clock, keys, Limits(), patience=10.0, settle_limit=900.0)
         client = OllamaClient(self, URL, "", self.clock, 10)
+        self.inventory = Inventory(self.clock, client, 30.0)
+        self.preloader = Preloader(self.clock, client, self.inventory, self.turn, 900.0)
+        self.turn.on_choice = self.preloader.look
         self.reachability = Reachability(self.clock, URL, client.version, 10.0, self.turn.block, self._found)
         self.generator = Generator(self, URL, "", self.clock)
         self.missing: set[str] = set()
@@ -60,6 +65,7 @@ class Bench:
             self.store,
             self.turn,
             self.generator,
+            self.preloader,
             self.reachability,
             lambda model: model not in self.missing,
             self.limits,

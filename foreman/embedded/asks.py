@@ -20,10 +20,10 @@ GO_TYPES: dict[type, str] = {
 }
 
 OPTION_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "num_ctx": (int, "integer"),
-    "num_predict": (int, "integer"),
-    "seed": (int, "integer"),
-    "top_k": (int, "integer"),
+    "num_ctx": ((int, float), "integer"),
+    "num_predict": ((int, float), "integer"),
+    "seed": ((int, float), "integer"),
+    "top_k": ((int, float), "integer"),
     "temperature": ((int, float), "float32"),
     "top_p": ((int, float), "float32"),
     "stop": (list, "array"),
@@ -101,7 +101,12 @@ def read_options(ask: Ask) -> Options:
         value = ask.options.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise OllamaError(500, f'option "{name}" must be of type {words}')
-    options = {name: ask.options[name] for name in OPTION_TYPES if ask.options.get(name) is not None}
+    options: dict[str, Any] = {
+        # Ollama takes 2048.0 for 2048, and cuts what is between two whole numbers.
+        name: int(ask.options[name]) if words == "integer" else ask.options[name]
+        for name, (_, words) in OPTION_TYPES.items()
+        if ask.options.get(name) is not None
+    }
     num_ctx = options.pop("num_ctx", None)
     num_predict = options.pop("num_predict", DEFAULT_NUM_PREDICT)
     stop = tuple(text for text in options.pop("stop", ()) if isinstance(text, str))

@@ -8,7 +8,7 @@ from functools import partial
 
 from attrs import define, evolve
 
-from foreman.errors import JobUnfinished
+from foreman.errors import JobUnfinished, QueueFull
 from foreman.jobs import rules
 from foreman.jobs.model import (
     ENDED,
@@ -46,10 +46,12 @@ class Changes:
 
     epoch: int
     _max_interruptions: int
+    _queue_limit: int
     _callbacks: Callbacks
 
     def submit(self, submission: Submission, now: float, transaction: Transaction) -> Job:
         """A new job with its body."""
+        self._check_room(transaction)
         status, since = rules.beginning(submission, now)
         record = insert(transaction, submission, status, since)
         for number, start in enumerate(range(0, len(submission.body), PIECE_BYTES)):
@@ -104,6 +106,7 @@ class Changes:
             return read_tombstone(transaction.connection, job_id)
         if record.job.status not in ENDED:
             raise JobUnfinished(job_id, record.job.status.value, "run again")
+        self._check_room(transaction)
         changed(transaction.connection, "artifacts_drop", {"seq": record.seq})
         changed(transaction.connection, "discard_outputs", {"seq": record.seq})
         job = save(transaction, record, rules.requeued(record, now), Transition.REQUEUED, now).job
@@ -153,6 +156,12 @@ class Changes:
                 },
             )
         return after.job
+
+    def _check_room(self, transaction: Transaction) -> None:
+        """Called within the transaction that adds a job: the count is exact, however many come at once."""
+        ((waiting,),) = rows(transaction.connection, "waiting")
+        if waiting >= self._queue_limit:
+            raise QueueFull(self._queue_limit)
 
     def _announce(self, transaction: Transaction, job: Job) -> None:
         """Say when something will be due for a job that waits."""

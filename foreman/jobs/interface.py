@@ -1,17 +1,20 @@
 """The store of jobs, as the rest of foreman sees it. ``tests/contract_store.py`` says what it promises."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from foreman.jobs.model import (
     Artifact,
+    Estimate,
     Event,
     Fence,
     Finish,
     Finished,
     Job,
+    LineKey,
     LineView,
     Page,
+    Pause,
     Retention,
     Status,
     Submission,
@@ -46,7 +49,11 @@ class JobStore(Protocol):
         ...
 
     async def submit(self, submission: Submission) -> Job:
-        """Keep a job. It is `scheduled` when its `run_at` is still to come, else `queued`."""
+        """
+        Keep a job. It is `scheduled` when its `run_at` is still to come, else `queued`.
+
+        Raises QueueFull when as many jobs wait as may do.
+        """
         ...
 
     async def get(self, job_id: str) -> Job | Tombstone | None:
@@ -63,8 +70,12 @@ class JobStore(Protocol):
         """Jobs, newest first. `after` is the cursor of an earlier page; raises BadCursor for another text."""
         ...
 
-    async def ahead(self, job_id: str) -> int | None:
-        """How many jobs of its line run before this one; None when it does not wait in a line."""
+    async def ahead(self, job_id: str, siblings: Collection[LineKey] = ()) -> int | None:
+        """
+        How many jobs run before this one in its line, and in its siblings, which are one line for the turn.
+
+        None when it does not wait in a line.
+        """
         ...
 
     async def claim(self, job_id: str, finish: Finish | None = None) -> Turnover:
@@ -104,7 +115,7 @@ class JobStore(Protocol):
         """
         Queue an ended job again: the same id and history, all attempts, no artifacts.
 
-        Raises JobUnfinished.
+        Raises JobUnfinished, or QueueFull as `submit` does.
         """
         ...
 
@@ -151,6 +162,26 @@ class JobStore(Protocol):
 
     async def events(self, job_id: str) -> Sequence[Event]:
         """What happened to a job, oldest first."""
+        ...
+
+    async def put_estimates(self, estimates: Sequence[Estimate]) -> None:
+        """Keep estimates, each in the place of an earlier one of its subject; the oldest are forgotten."""
+        ...
+
+    async def estimates(self) -> Sequence[Estimate]:
+        """All that are kept, the latest last."""
+        ...
+
+    async def put_pauses(self, pauses: Sequence[Pause]) -> None:
+        """Keep pauses, each in the place of an earlier one of its lane."""
+        ...
+
+    async def drop_pauses(self, lanes: Collection[str]) -> None:
+        """The lanes of these names are paused no more; nothing is said of those that were not."""
+        ...
+
+    async def pauses(self) -> Sequence[Pause]:
+        """The pauses that are not over."""
         ...
 
     async def prune(self, now: float, retention: Retention) -> int:

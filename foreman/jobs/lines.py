@@ -1,6 +1,7 @@
 """The lines of waiting jobs, as a choice sees them. What a look costs does not depend on how many wait."""
 
 import sqlite3
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from foreman.jobs.model import LineKey, LineView, Waiting
@@ -28,22 +29,31 @@ def views(connection: sqlite3.Connection) -> list[LineView]:
     ]
 
 
-def ahead(connection: sqlite3.Connection, job_id: str) -> int | None:
-    """How many jobs of its line run before this one; None when it does not wait in a line.
+def ahead(connection: sqlite3.Connection, job_id: str, siblings: Collection[LineKey] = ()) -> int | None:
+    """How many jobs of its line, and of the siblings, run before this one; None: it waits in no line.
 
     Every submission asks this. From the end of the line, near which a new job is, it costs the same however
     many wait; counted from the front, 10,000 jobs made submissions half as fast.
     """
     for place in rows(connection, "line_place", {"job_id": job_id}):
         values = dict(place)
-        ((behind,),) = rows(connection, "line_behind", {**values, "limit": _COUNTED_BEHIND})
-        if behind < _COUNTED_BEHIND:
-            ((waiting,),) = rows(connection, "line_count", values)
-            # The two counts are two reads, and a claim may come between them.
-            return max(0, int(waiting - 1 - behind))
-        ((before,),) = rows(connection, "line_ahead", values)
-        return int(before)
+        before = _ahead_in_line(connection, values, 1)
+        for line in siblings:
+            before += _ahead_in_line(connection, {**values, **line_names(line)}, 0)
+        return before
     return None
+
+
+def _ahead_in_line(connection: sqlite3.Connection, values: Mapping[str, Any], itself: int) -> int:
+    """How many jobs of a line go before a place in it; `itself` is 1 where the place is one of its jobs."""
+    ((behind,),) = rows(connection, "line_behind", {**values, "limit": _COUNTED_BEHIND})
+    if behind < _COUNTED_BEHIND:
+        counted = rows(connection, "line_count", values)
+        waiting = counted[0][0] if counted else 0
+        # The two counts are two reads, and a claim may come between them.
+        return max(0, int(waiting - itself - behind))
+    ((before,),) = rows(connection, "line_ahead", values)
+    return int(before)
 
 
 def line_names(line: LineKey) -> dict[str, Any]:

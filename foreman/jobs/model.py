@@ -44,7 +44,7 @@ class Transition(enum.Enum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"  # its deadline to start passed
     RETRIED = "retried"  # its attempt failed, and it has another one
-    PUT_BACK = "put back"  # nothing of it was done at the target: the attempt does not count
+    PUT_BACK = "put back"  # not done, or somebody wanted the GPU at once: the attempt does not count
     INTERRUPTED = "interrupted"  # foreman was stopped or died: the attempt does not count
     REQUEUED = "requeued"  # somebody asked for an ended job to run again
 
@@ -337,6 +337,30 @@ class Page:
 
     jobs: tuple[Job, ...]
     next: str | None
+
+
+@frozen
+class Estimate:
+    """An average of `count` measurements. `lane` and `key` say of what, and are "" where it is of all."""
+
+    measure: str
+    lane: str
+    key: str
+    value: float
+    count: int
+
+
+@frozen
+class Pause:
+    """A lane that is held back since one moment, and until another or until somebody resumes it (None).
+
+    `unload`: the target's models are to be unloaded, and stay so.
+    """
+
+    lane: str
+    since: float
+    until: float | None
+    unload: bool
 
 
 @frozen

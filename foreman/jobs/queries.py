@@ -32,7 +32,7 @@ def _read(name: str) -> str:
     return (files(__package__) / "sql" / name).read_text(encoding="utf-8")
 
 
-QUERIES = load_queries("job", "line", "payload", "event", "delivery", "retention")
+QUERIES = load_queries("job", "line", "payload", "event", "delivery", "retention", "pause", "estimate")
 
 
 def rows(connection: sqlite3.Connection, name: str, values: Mapping[str, Any] | None = None) -> list[Any]:

@@ -76,7 +76,7 @@ def tombstone(row: Any) -> Tombstone:
 def insert(transaction: Transaction, submission: Submission, status: Status, since: float) -> Record:
     """A new job and its first event, without its body."""
     deadline = submission.start_deadline
-    within = None if deadline is None else deadline - submission.created_at
+    within = None if deadline is None else deadline - since
     (row,) = rows(
         transaction.connection,
         "job_insert",

@@ -124,7 +124,7 @@ def _interrupted(job: Job, now: float, max_interruptions: int) -> tuple[Transiti
             job.attempt,
             now,
             "interrupted",
-            'foreman was stopped while the job ran, and on_interrupt is "fail"',
+            'the job was interrupted while it ran, and on_interrupt is "fail"',
         )
     elif interruptions > max_interruptions:
         error = AttemptError(

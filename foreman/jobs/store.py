@@ -4,7 +4,7 @@ import base64
 import binascii
 import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,16 +16,20 @@ from foreman.jobs import retention as keep
 from foreman.jobs.changes import Callbacks, Changes, expire_some, next_due, release_some
 from foreman.jobs.database import Pools, explained
 from foreman.jobs.delivery import Compose
+from foreman.jobs.estimates import put_estimates, read_estimates
 from foreman.jobs.lines import ahead, views
 from foreman.jobs.model import (
     Artifact,
+    Estimate,
     Event,
     Fence,
     Finish,
     Finished,
     Job,
+    LineKey,
     LineView,
     Page,
+    Pause,
     Retention,
     Status,
     Submission,
@@ -34,6 +38,7 @@ from foreman.jobs.model import (
     Turnover,
 )
 from foreman.jobs.outbox import SqliteOutbox
+from foreman.jobs.pauses import drop_pauses, put_pauses, read_pauses
 from foreman.jobs.queries import rows
 from foreman.jobs.records import read_events, read_record, read_records, read_tombstone
 from foreman.jobs.shield import shield
@@ -56,6 +61,7 @@ class SqliteStore:
     A `JobStore`. `wall_clock` gives epoch seconds. Call `open` first, and `close` last.
 
     `compose` makes the bodies of webhooks; `owner_url` is told of jobs without a URL of their own.
+    `queue_limit` is how many jobs may wait.
 
     Times of submissions are the caller's; all others are read from the clock when a method is called.
     """
@@ -66,6 +72,7 @@ class SqliteStore:
     _compose: Compose
     _owner_url: str | None = None
     _max_interruptions: int = 10
+    _queue_limit: int = 100_000
     on_line_change: Callable[[LineView], None] = _nobody
     on_cancel_requested: Callable[[str], None] = _nobody
     on_due: Callable[[float], None] = _nobody
@@ -89,7 +96,7 @@ class SqliteStore:
         callbacks = Callbacks(
             lambda job_id: self.on_cancel_requested(job_id), lambda moment: self.on_due(moment)
         )
-        self._opened = Changes(epoch, self._max_interruptions, callbacks)
+        self._opened = Changes(epoch, self._max_interruptions, self._queue_limit, callbacks)
 
     async def close(self) -> None:
         """Wait for what is under way, and close the database. Afterwards everything is refused."""
@@ -146,8 +153,8 @@ class SqliteStore:
 
         return await self._read(read)
 
-    async def ahead(self, job_id: str) -> int | None:
-        return await self._read(lambda connection: ahead(connection, job_id))
+    async def ahead(self, job_id: str, siblings: Collection[LineKey] = ()) -> int | None:
+        return await self._read(lambda connection: ahead(connection, job_id, siblings))
 
     async def claim(self, job_id: str, finish: Finish | None = None) -> Turnover:
         return await self._write(partial(self._changes.claim, job_id, finish, self._wall_clock()))
@@ -212,6 +219,21 @@ class SqliteStore:
 
     async def events(self, job_id: str) -> Sequence[Event]:
         return await self._read(lambda connection: read_events(connection, job_id))
+
+    async def put_estimates(self, estimates: Sequence[Estimate]) -> None:
+        await self._write(partial(put_estimates, estimates, self._wall_clock()))
+
+    async def estimates(self) -> Sequence[Estimate]:
+        return await self._read(read_estimates)
+
+    async def put_pauses(self, pauses: Sequence[Pause]) -> None:
+        await self._write(partial(put_pauses, pauses))
+
+    async def drop_pauses(self, lanes: Collection[str]) -> None:
+        await self._write(partial(drop_pauses, lanes))
+
+    async def pauses(self) -> Sequence[Pause]:
+        return await self._read(partial(read_pauses, self._wall_clock()))
 
     async def prune(self, now: float, retention: Retention) -> int:
         removed = 0

@@ -1,16 +1,25 @@
 """A body of ``POST /jobs``: foreman's own fields are taken off and checked, the rest is the native body."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attrs import define, field
-
+from foreman import runner_options
 from foreman.errors import InvalidFields
+from foreman.jobs.checks import (
+    LONGEST_SECONDS,
+    Complaints,
+    boolean,
+    decoded,
+    duration,
+    moment,
+    one_of,
+    shown,
+    whole_number,
+)
 from foreman.jobs.model import LineKey, Status, Submission
-from foreman.jobs.top_level import TopLevel, decode, read
-from foreman.quantities import parse_duration
+from foreman.jobs.top_level import TopLevel, fold, read
+from foreman.quantities import format_moment
 from foreman.urls import check_url
 
 OWN_FIELDS = frozenset({"job", "state_webhook_url"})
@@ -23,16 +32,9 @@ EVENTS = tuple(f"job.{status.value}" for status in Status)
 JOB_BYTES = 64 * 1024
 MOST_PRIORITY = 1_000_000
 MOST_ATTEMPTS = 100
-LONGEST_SECONDS = 366 * 24 * 3600.0
 METADATA_PAIRS = 16
 METADATA_KEY_CHARACTERS = 64
 METADATA_TEXT_CHARACTERS = 512
-_MOST_COMPLAINTS = 100
-
-# What makes Ollama load a model anew when it changes.
-_RUNNER_OPTIONS = frozenset(
-    {"num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"}
-)
 
 
 def parse(
@@ -45,12 +47,15 @@ def parse(
     InvalidFields with every complaint at once.
     """
     fields = read(body)
-    complaints = _Complaints()
+    complaints = Complaints()
     job = _read_job(fields, complaints)
     model = _read_model(fields, complaints)
     endpoint = _endpoint(fields, job, complaints)
     webhook_url = _webhook_url(fields, check_receiver, complaints)
     within = job.pop("start_within", None)
+    run_at = job.get("run_at", now)
+    if run_at > now + LONGEST_SECONDS:
+        complaints.add(f"is {shown(format_moment(run_at))}: it is at most 8784h ahead", "job", "run_at")
     if complaints.found:
         raise InvalidFields(complaints.found)
     return Submission(
@@ -59,36 +64,14 @@ def parse(
         line=LineKey(model, _option_key(fields), takes_turn=endpoint != "/api/embed"),
         body=fields.without(OWN_FIELDS),
         created_at=now,
-        start_deadline=None if within is None else now + within,
+        # What may not start yet has all its time still to come.
+        start_deadline=None if within is None else max(now, run_at) + within,
         webhook_url=webhook_url,
         **job,
     )
 
 
-@define
-class _Complaints:
-    """What is wrong, in the order in which it was found."""
-
-    found: list[Mapping[str, str]] = field(factory=list)
-
-    def add(self, detail: str, *path: str) -> None:
-        """`path` leads to the value, one key for each level."""
-        if len(self.found) < _MOST_COMPLAINTS:
-            self.found.append({"pointer": "".join(f"/{_escaped(key)}" for key in path), "detail": detail})
-
-
-def _escaped(key: str) -> str:
-    """RFC 6901 §3."""
-    return key.replace("~", "~0").replace("/", "~1")
-
-
-def _shown(value: Any) -> str:
-    """A value for a sentence."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def _read_job(fields: TopLevel, complaints: _Complaints) -> dict[str, Any]:
+def _read_job(fields: TopLevel, complaints: Complaints) -> dict[str, Any]:
     """What `job` says, by the names of a Submission (and `start_within` in seconds); null says nothing."""
     text = fields.last("job")
     if text is None:
@@ -96,9 +79,9 @@ def _read_job(fields: TopLevel, complaints: _Complaints) -> dict[str, Any]:
     if len(text) > JOB_BYTES:
         complaints.add(f"has {len(text)} bytes: at most {JOB_BYTES} are allowed", "job")
         return {}
-    value = _decoded(text)
+    value = decoded(text)
     if not isinstance(value, dict):
-        complaints.add(f"is {_shown(value)}: it is an object with fields of its own", "job")
+        complaints.add(f"is {shown(value)}: it is an object with fields of its own", "job")
         return {}
     job: dict[str, Any] = {}
     for name, given in value.items():
@@ -111,69 +94,14 @@ def _read_job(fields: TopLevel, complaints: _Complaints) -> dict[str, Any]:
             try:
                 job[name] = _JOB_FIELDS[name](given)
             except ValueError as allowed:
-                complaints.add(f"is {_shown(given)}: {allowed}", "job", name)
+                complaints.add(f"is {shown(given)}: {allowed}", "job", name)
     return job
-
-
-def _decoded(text: bytes) -> Any:
-    """The value, or what is shown in its place when it is beyond what foreman reads."""
-    try:
-        return decode(text)
-    except (ValueError, RecursionError):
-        return ["…"]  # a list is never what is wanted
 
 
 def _endpoint_name(value: Any) -> str:
     if value not in ENDPOINTS.values():
         raise ValueError(f"an endpoint is one of {', '.join(ENDPOINTS.values())}")
     return str(value)
-
-
-def _whole_number(least: int, most: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise ValueError(f"it is a whole number from {least} to {most}")
-        return value
-
-    return check
-
-
-def _duration(*, zero: bool) -> Callable[[Any], float]:
-    """A Go duration, in seconds. `zero`: whether none at all is allowed."""
-
-    def check(value: Any) -> float:
-        allowed = "it is a duration such as 30s or 1h30m, at most 8784h"
-        allowed += ", or 0 for no limit" if zero else ", and more than zero"
-        try:
-            seconds = 0.0 if value == 0 and not isinstance(value, bool) else parse_duration(_text(value))
-        except ValueError:
-            raise ValueError(allowed) from None
-        if not 0 <= seconds <= LONGEST_SECONDS or (seconds == 0 and not zero):
-            raise ValueError(allowed)
-        return seconds
-
-    return check
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("it is a text")
-    return value
-
-
-def _one_of(*allowed: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in allowed:
-            raise ValueError(f"it is {' or '.join(map(_shown, allowed))}")
-        return str(value)
-
-    return check
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("it is true or false")
-    return value
 
 
 def _events(value: Any) -> tuple[str, ...]:
@@ -189,18 +117,19 @@ def _no_object(value: Any) -> Any:
 
 _JOB_FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "endpoint": _endpoint_name,
-    "priority": _whole_number(-MOST_PRIORITY, MOST_PRIORITY),
+    "priority": whole_number(-MOST_PRIORITY, MOST_PRIORITY),
     "metadata": _no_object,
-    "timeout": _duration(zero=True),
-    "start_within": _duration(zero=False),
-    "max_attempts": _whole_number(1, MOST_ATTEMPTS),
-    "on_interrupt": _one_of("retry", "fail"),
+    "timeout": duration(zero=True),
+    "start_within": duration(zero=False),
+    "run_at": moment,
+    "max_attempts": whole_number(1, MOST_ATTEMPTS),
+    "on_interrupt": one_of("retry", "fail"),
     "webhook_events": _events,
-    "transcript": _boolean,
+    "transcript": boolean,
 }
 
 
-def _check_metadata(metadata: Mapping[str, Any], complaints: _Complaints) -> None:
+def _check_metadata(metadata: Mapping[str, Any], complaints: Complaints) -> None:
     if len(metadata) > METADATA_PAIRS:
         complaints.add(f"has {len(metadata)} keys: at most {METADATA_PAIRS} are allowed", "job", "metadata")
         return
@@ -213,25 +142,25 @@ def _check_metadata(metadata: Mapping[str, Any], complaints: _Complaints) -> Non
             complaints.add(f"has {len(value)} characters: {most}", "job", "metadata", key)
         if isinstance(value, dict | list):
             complaints.add(
-                f"is {_shown(value)}: it is a text, a number, a boolean or null", "job", "metadata", key
+                f"is {shown(value)}: it is a text, a number, a boolean or null", "job", "metadata", key
             )
         if isinstance(value, float) and not math.isfinite(value):
             complaints.add("is a number beyond 1.8e308", "job", "metadata", key)
 
 
-def _read_model(fields: TopLevel, complaints: _Complaints) -> str:
+def _read_model(fields: TopLevel, complaints: Complaints) -> str:
     text = fields.last("model")
     if text is None:
         complaints.add("is missing: name the model", "model")
         return ""
-    model = _decoded(text)
+    model = decoded(text)
     if not isinstance(model, str) or not model.strip():
-        complaints.add(f"is {_shown(model)}: it is the name of a model", "model")
+        complaints.add(f"is {shown(model)}: it is the name of a model", "model")
         return ""
     return model
 
 
-def _endpoint(fields: TopLevel, job: dict[str, Any], complaints: _Complaints) -> str:
+def _endpoint(fields: TopLevel, job: dict[str, Any], complaints: Complaints) -> str:
     """The endpoint that `job` names, which is taken out of it, or the one that the body is for."""
     named: str | None = job.pop("endpoint", None)
     if named is not None:
@@ -247,12 +176,12 @@ def _endpoint(fields: TopLevel, job: dict[str, Any], complaints: _Complaints) ->
 
 
 def _webhook_url(
-    fields: TopLevel, check_receiver: Callable[[str], object], complaints: _Complaints
+    fields: TopLevel, check_receiver: Callable[[str], object], complaints: Complaints
 ) -> str | None:
     text = fields.last("state_webhook_url")
     if text is None:
         return None
-    value = _decoded(text)
+    value = decoded(text)
     try:
         if not isinstance(value, str):
             raise ValueError("it is an http or https URL with a host, such as https://example.org/hook")
@@ -261,20 +190,18 @@ def _webhook_url(
     except ValueError as allowed:
         # A URL with a user's part may hold a password.
         hidden = isinstance(value, str) and "@" in value
-        shown = "has a value that cannot be used" if hidden else f"is {_shown(value)}"
-        complaints.add(f"{shown}: {allowed}", "state_webhook_url")
+        given = "has a value that cannot be used" if hidden else f"is {shown(value)}"
+        complaints.add(f"{given}: {allowed}", "state_webhook_url")
         return None
 
 
 def _option_key(fields: TopLevel) -> str:
     """Equal texts run on one runner, as far as the request goes; "" when it says nothing about it."""
-    options = fields.last("options")
-    given = _decoded(options) if options is not None else None
-    wanted: dict[str, int | bool] = {}
-    for name, value in given.items() if isinstance(given, dict) else ():
-        # Ollama reads 8192.0 as 8192, and knows the names in this spelling only.
-        if name in _RUNNER_OPTIONS and isinstance(value, int | float) and abs(value) < 1 << 62:
-            wanted[name] = value if isinstance(value, bool) else int(value)
-    if fields.last("shift") == b"false":
-        wanted["shift"] = False
-    return json.dumps(wanted, sort_keys=True, separators=(",", ":")) if wanted else ""
+    options: Any = runner_options.merged(decoded(value) for value in _values(fields, "options"))
+    shifts = _values(fields, "shift")
+    return runner_options.of_request(options, shift=decoded(shifts[-1]) if shifts else None)
+
+
+def _values(fields: TopLevel, name: str) -> list[bytes]:
+    """Every value that is given for a field, null too."""
+    return [fields.body[one.value : one.end] for one in fields.members if fold(one.key) == name]

@@ -5,16 +5,17 @@ from typing import Protocol
 
 from attrs import define, field
 
-from foreman.scheduler.keys import ModelKey
+from foreman.scheduler.keys import ModelKey, Wanted
 from foreman.scheduler.lines import NamedLine
 from foreman.scheduler.policy import Lane, Why
 
 
 @define(eq=False)
 class Grant:
-    """The turn in the hands of one job.
+    """The turn, or a share of it, in the hands of one job.
 
-    `swap`: its key was not resident. `settling`: the target may still be busy with a request that was
+    `swap`: its key was not resident, and no other job was loading it; it passes to another holder when this
+    one leaves before its first byte. `settling`: the target may still be busy with a request that was
     aborted before its first byte; time limits then start at the first byte, at most `settle_limit` later.
     """
 
@@ -27,12 +28,24 @@ class Grant:
     queued_seconds: float
     granted_at: float
     _on_first_byte: "Callable[[Grant], None]"
-    answered: bool = field(default=False, init=False)  # the first byte of the target's answer came
+    wanted: Wanted | None = None  # what the job asked for; None for a body that nobody can read
+    answered_at: float | None = field(default=None, init=False)  # the clock's seconds at the first byte
+    loaded: bool = field(default=False, init=False)  # by a request of foreman's own, ahead of the job's
     aborted: bool = field(default=False, init=False)
+
+    @property
+    def answered(self) -> bool:
+        """The first byte of the target's answer came."""
+        return self.answered_at is not None
+
+    @property
+    def needs_load(self) -> bool:
+        """What the holder sends now would be a swap."""
+        return self.swap and not self.loaded and self.answered_at is None
 
     def first_byte(self) -> None:
         """The first byte of the target's answer came: the model is loaded, and nothing settles any more."""
-        if not self.answered:
+        if self.answered_at is None:
             self._on_first_byte(self)
 
     def abort(self) -> None:
@@ -52,11 +65,17 @@ class DurableSource(Protocol):
     def count(self) -> int:
         """How many jobs it offers."""
 
+    @property
+    def claiming(self) -> bool:
+        """A job that was granted is not off its lines yet, so it cannot say what comes next: nothing is
+        granted beside the jobs that run until it is, or the line might seem empty or offer the job again.
+        """
+
     def lines(self) -> Iterable[NamedLine]:
-        """Its lines, by model name. The candidates' `waiting_since` are moments of the reactor's clock."""
+        """Its lines, by what they ask for. The candidates' `waiting_since` are the reactor's seconds."""
 
     def granted(self, grant: Grant) -> None:
-        """One of its jobs got the turn, and is offered no more.
+        """One of its jobs got the turn, and is offered no more, `claiming` apart.
 
         Called within the choice: it must not raise, and must not wait. It calls `Turn.release` when the job
         has ended, or at once when it cannot run after all: then the next choice is made within that call.
@@ -67,6 +86,7 @@ class NoDurableJobs:
     """The source of a turn that has none."""
 
     count = 0
+    claiming = False
 
     def lines(self) -> Iterable[NamedLine]:
         """Nothing."""

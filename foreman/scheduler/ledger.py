@@ -41,6 +41,11 @@ class Ledger:
         rate = 1 - share if lane is Lane.INTERACTIVE else -share
         self._owed_seconds += rate * seconds
 
+    @property
+    def owed_seconds(self) -> float:
+        """What the durable lane is owed; below 0 the other one is."""
+        return self._owed_seconds
+
     def owed_durable(self) -> bool:
         """The durable lane had less than its share. With nothing measured yet no lane is owed."""
         return self._owed_seconds > 0

@@ -30,6 +30,8 @@ class WaitingClock:
 
     def at(self, moment: float) -> float:
         """A moment of the reactor's clock, on this one. One within an outage is that of its begin."""
+        if not self._ends and self._stopped_at is None:
+            return moment
         if self._stopped_at is not None:
             moment = min(moment, self._stopped_at)
         over = bisect_right(self._ends, moment)
@@ -37,10 +39,13 @@ class WaitingClock:
             moment = min(moment, self._begins[over])
         return moment - (self._lost[over - 1] if over else self._forgotten)
 
-    def stop(self) -> None:
-        """The target is unreachable from now on."""
+    def stop(self, since: float | None = None) -> None:
+        """Nothing may run from now on, or has been able to since an earlier moment."""
         if self._stopped_at is None:
             self._stopped_at = self._clock.seconds()
+        if since is not None:
+            # What is over is over: a moment within an earlier outage would count that twice.
+            self._stopped_at = min(self._stopped_at, max([since, *self._ends[-1:]]))
 
     def go_on(self) -> None:
         """The target is reachable again."""

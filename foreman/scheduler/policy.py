@@ -8,6 +8,9 @@ The rules, in the words of this module:
 - A line that wins keeps the turn within its lane until it is empty, or until its visit has lasted the
   lane's visit time and another line of the lane is overdue. Jobs of the other lane may run in between.
 - Rule 1 chooses the lane, rule 2 the line in it, rule 3 the job in that.
+- Several jobs of one key may share the turn, never two keys. When the choice for a place beside running jobs
+  falls on another key, that line has *won*: nothing more is admitted until they have ended. Its visit begins
+  at that moment, and the one before it in the lane ends.
 
 So the queue drains by model, swaps are rare even when everything is late, and no line starves.
 """
@@ -17,7 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from attrs import frozen
 
-from foreman.scheduler.keys import ModelKey
+from foreman.scheduler.keys import ModelKey, Wanted
 
 
 class Lane(enum.Enum):
@@ -76,21 +79,18 @@ class Candidate:
 
 @frozen
 class Line:
-    """The waiting jobs of one model key in one lane: there is at least one."""
+    """The waiting jobs of one model key in one lane: `count`, at least one, that ask for it as `wanted`.
+
+    Its moments are on the waiting clock of its lane.
+    """
 
     lane: Lane
     key: ModelKey
     head: Candidate
     oldest: Candidate
     last_visit_ended_at: float | None = None
-
-
-@frozen
-class Visit:
-    """A visit that is not over. `seconds` counts only while its jobs hold the turn, loads included."""
-
-    key: ModelKey
-    seconds: float
+    count: int = 1
+    wanted: tuple[Wanted | None, ...] = ()
 
 
 class Why(enum.Enum):
@@ -100,6 +100,20 @@ class Why(enum.Enum):
     OVERDUE = "overdue"
     RESIDENT = "resident"
     HEAD = "head"
+
+
+@frozen
+class Visit:
+    """A visit that is not over, and began at `since` (the reactor's seconds).
+
+    `seconds` counts only while its jobs hold the turn, loads included. `won_by` is None from the start of its
+    first job on, which is at once unless jobs of another key still ran.
+    """
+
+    key: ModelKey
+    seconds: float
+    since: float = 0.0
+    won_by: Why | None = None
 
 
 @frozen
@@ -132,17 +146,28 @@ def choose(
     lines: Sequence[Line],
     residents: Collection[ModelKey],
     visits: Mapping[Lane, Visit],
-    now: float,
+    now: Mapping[Lane, float],
     durable_owed: bool,
     limits: Limits,
+    held: ModelKey | None = None,
+    won: tuple[Lane, ModelKey] | None = None,
 ) -> Choice | None:
-    """The job for the free slot, or None when nothing waits.
+    """The job for the free place, or None when nothing waits.
 
-    `lines` are the lines with waiting jobs, `visits` the visits that were not over when the turn was last
-    taken, `now` is on the clock of `waiting_since`, `durable_owed` says that the durable lane had less than
-    its share lately.
+    `lines` are the lines with waiting jobs that may run, `visits` the visits that were not over when a place
+    was last taken, `now` is on the waiting clock of each lane, `durable_owed` says that the durable lane had
+    less than its share lately.
+
+    `held` is the key of the jobs that run beside the free place, None when the whole turn is free. A choice
+    of another key is that line's win, and no start; `won` is the line that won so while they ran. It is
+    chosen again as long as they run and it waits.
     """
-    overdue = {(line.lane, line.key) for line in lines if overdue_since(line, limits) <= now}
+    if held is not None:
+        for line in lines:
+            if (line.lane, line.key) == won:
+                return _won(line, visits.get(line.lane))
+        residents = {*residents, held}
+    overdue = {(line.lane, line.key) for line in lines if overdue_since(line, limits) <= now[line.lane]}
     lane = _choose_lane(lines, residents, visits, overdue, durable_owed)
     if lane is None:
         return None
@@ -166,7 +191,7 @@ def _choose_lane(
         return first
     for line in lines:
         if line.lane is first and (
-            _is_visit(line, visits.get(first)) or line.key in residents or (first, line.key) in overdue
+            _goes_on(line, visits.get(first)) or line.key in residents or (first, line.key) in overdue
         ):
             return first
     return first.other
@@ -182,10 +207,10 @@ def _choose_line(
     """Rules 2 and 3 among the lines of one lane: there is at least one."""
     late = [line for line in lines if (line.lane, line.key) in overdue]
     for line in lines:
-        if _is_visit(line, visit):
+        if visit is not None and line.key == visit.key:
             others = [other for other in late if other is not line]
-            if visit is not None and (visit.seconds < limits.visit(line.lane) or not others):
-                return _chosen(line, Why.VISIT)
+            if visit.won_by is not None or visit.seconds < limits.visit(line.lane) or not others:
+                return _won(line, visit)
             late = others  # its visit is over: as of now it is the last of those that are late
     if late:
         return _chosen(
@@ -195,8 +220,14 @@ def _choose_line(
     return _chosen(min(cheap or lines, key=lambda line: line.head.rank), Why.RESIDENT if cheap else Why.HEAD)
 
 
-def _is_visit(line: Line, visit: Visit | None) -> bool:
-    return visit is not None and line.key == visit.key
+def _won(line: Line, visit: Visit | None) -> Choice:
+    """The line whose visit goes on, or begins now with what it was won by."""
+    return _chosen(line, Why.VISIT if visit is None or visit.won_by is None else visit.won_by)
+
+
+def _goes_on(line: Line, visit: Visit | None) -> bool:
+    """A visit that was only won does not press its lane: it would break off the other's visit for nothing."""
+    return visit is not None and line.key == visit.key and visit.won_by is None
 
 
 def _chosen(line: Line, why: Why) -> Choice:

@@ -4,7 +4,6 @@ Beside the relay's route table this is the only module that knows Ollama's paths
 """
 
 import json
-import re
 from datetime import datetime
 from http.cookiejar import DefaultCookiePolicy
 from typing import Annotated, TypeVar
@@ -24,6 +23,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from foreman import runner_options
 from foreman.errors import TargetFailed, TargetTimeout, TargetUnreachable
 from foreman.target.body import Body
 from foreman.target.endpoint import target_endpoint
@@ -57,10 +57,16 @@ class Loaded:
 
 @frozen
 class ShowFacts:
-    """What decides about a reload, of ``POST /api/show``: the weights and the model's own ``num_ctx``."""
+    """What decides about a reload, of ``POST /api/show``.
+
+    :ivar weights: what ``FROM`` and ``ADAPTER`` name.
+    :ivar options: the canonical text of the model's own runner options, see :mod:`foreman.runner_options`.
+    :ivar capabilities: what it can do, `completion` and others; empty when the target does not say.
+    """
 
     weights: frozenset[str]
-    num_ctx: int | None
+    options: str = ""
+    capabilities: frozenset[str] = frozenset()
 
 
 @frozen
@@ -82,11 +88,17 @@ class _Ps:
 class _Show:
     modelfile: str = ""
     parameters: str = ""
+    capabilities: list[str] | None = None
 
 
 @frozen
 class _Embed:
     embeddings: list[list[float]] | None
+
+
+@frozen
+class _Done:
+    done: bool
 
 
 @frozen
@@ -166,7 +178,8 @@ class OllamaClient:
     async def show(self, name: str) -> ShowFacts:
         """Return the facts of one model (``POST /api/show``)."""
         answer = await self._call("POST", "/api/show", _Show, {"model": name})
-        return ShowFacts(_weights(answer.modelfile), _num_ctx(answer.parameters))
+        options = runner_options.of_model(answer.parameters)
+        return ShowFacts(_weights(answer.modelfile), options, frozenset(answer.capabilities or ()))
 
     async def pin(self, model: str) -> None:
         """Load an embedding model and keep it for ever (``POST /api/embed`` without input).
@@ -175,6 +188,22 @@ class OllamaClient:
         """
         body = {"model": model, "input": [], "keep_alive": -1}
         await self._call("POST", "/api/embed", _Embed, body, self.load_timeout_seconds)
+
+    async def unload(self, model: str) -> None:
+        """Unload a model as soon as nothing uses it (``POST /api/generate`` without a prompt).
+
+        For embedding models too: Ollama looks at ``keep_alive`` before it looks at what the model can do.
+        """
+        await self._call("POST", "/api/generate", _Done, {"model": model, "keep_alive": 0})
+
+    async def load(self, model: str, options: str, limit_seconds: float) -> None:
+        """Load a model, and return when it is resident (``POST /api/generate`` without a prompt).
+
+        The runner options are those of the canonical text: with others the request that follows would load
+        it again. There is no ``keep_alive``: that is the following request's to say.
+        """
+        body = {"model": model, **runner_options.fields(options)}
+        await self._call("POST", "/api/generate", _Done, body, limit_seconds)
 
     async def _call(
         self, method: str, path: str, shape: type[Answer], body: object = None, limit: float | None = None
@@ -331,11 +360,6 @@ def _weights(modelfile: str) -> frozenset[str]:
         if argument.strip():
             found.add(argument.strip())
     return frozenset(found)
-
-
-def _num_ctx(parameters: str) -> int | None:
-    match = re.search(r"^num_ctx\s+(\d+)\s*$", parameters, re.MULTILINE)
-    return int(match[1]) if match else None
 
 
 def said(content: bytes) -> str:

@@ -41,6 +41,7 @@ class Embedder:
     :ivar model: the name of the embedding model.
     :ivar resident: whether the last look found it pinned.
     :ivar hint: a sentence for people on why it is not resident; ``None`` when there is nothing to say.
+    :ivar paused: somebody wants the memory for something else, so it is not pinned.
     """
 
     clock: IReactorTime
@@ -51,6 +52,7 @@ class Embedder:
     model: str
     resident: bool = field(default=False, init=False)
     hint: str | None = field(default=None, init=False)
+    paused: bool = field(default=False, init=False)
     _held: bool = field(default=False, init=False)  # pinned, and not yet seen gone
     _pinned_at: float = field(default=0.0, init=False)
     _seen_at: float = field(default=0.0, init=False)  # the last moment at which it surely was resident
@@ -61,6 +63,11 @@ class Embedder:
     _busy: bool = field(default=False, init=False)
     _pinning: Deferred[None] | None = field(default=None, init=False)
     _log = Logger()
+
+    @property
+    def evicted(self) -> bool:
+        """foreman's own loads evict it again and again."""
+        return self._given_up
 
     def start(self) -> None:
         """Look after every poll from now on."""
@@ -74,8 +81,23 @@ class Embedder:
         if self._pinning is not None:
             self._pinning.cancel()
 
+    def pause(self) -> None:
+        """Pin it no more, and cut a pin under way, until `resume`. Unloading it is for others."""
+        self.paused = True
+        if self._pinning is not None:
+            self._pinning.cancel()
+
+    def resume(self) -> None:
+        """Pin it again, as soon as the turn is free."""
+        if self.paused:
+            self.paused = False
+            # That it is gone is nobody's fault.
+            self._held = self.resident = False
+            self._next_try = self.clock.seconds()
+            self.inventory.refresh()
+
     def _look(self, ps_asked_at: float | None) -> None:
-        if ps_asked_at is None or self._busy:
+        if ps_asked_at is None or self._busy or self.paused:
             return
         if any(self._is_pinned(entry) for entry in self.inventory.loaded):
             self._seen(ps_asked_at)

@@ -1,7 +1,7 @@
 """One answer on its way from the target to a client: its limits, its pace, and how it ends."""
 
-from collections.abc import Callable, Sequence
-from typing import BinaryIO, Protocol, cast
+from collections.abc import Callable
+from typing import BinaryIO
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
@@ -11,55 +11,26 @@ from zope.interface import implementer
 
 from foreman.errors import ForemanError, TargetTimeout
 from foreman.quantities import format_duration, format_size
+from foreman.target.caller import break_off, caller_of
 from foreman.target.connection import Connection
-from foreman.target.dialects import Dialect, ends_whole, last_words
-
-# RFC 9110 §7.6.1, and the Keep-Alive and Proxy-Connection of old.
-HOP_BY_HOP = frozenset(
-    (
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    )
+from foreman.target.dialects import (
+    NDJSON,
+    SSE,
+    ends_whole,
+    last_words,
+    media_type,
+    refusal,
+    words_of_refusal,
 )
-_STREAMS = (b"application/x-ndjson", b"text/event-stream")
+from foreman.target.heartbeat import Heartbeat
+from foreman.target.hops import HOP_BY_HOP, connection_tokens
+from foreman.target.task import Outcome, Task
+
+_STREAMS = (NDJSON, SSE)
 # An answer that surely fits into the client's socket needs no back-pressure.
 _SMALL_ANSWER_BYTES = 64 * 1024
-
-
-def connection_tokens(values: Sequence[bytes]) -> frozenset[bytes]:
-    """The fields that ``Connection`` names: they too are between two hops only."""
-    return frozenset(token.strip().lower() for value in values for token in value.split(b","))
-
-
-class Grant(Protocol):
-    """What the relay tells the turn under which a request runs."""
-
-    @property
-    def settling(self) -> bool:
-        """The target may still be busy with a request that was aborted before its first byte."""
-
-    def first_byte(self) -> None:
-        """The target has begun to answer."""
-
-    def abort(self) -> None:
-        """The request was given up."""
-
-
-class Caller(Protocol):
-    """What a client's connection offers beyond twisted.web's own."""
-
-    def loseConnection(self) -> None:
-        """Flush what was written, and close without ending the answer."""
-
-    def abort(self) -> None:
-        """Reset the connection; what was written and not yet taken is lost."""
+# So much is kept of a target's error for the last words of a stream.
+_REFUSAL_BYTES = 64 * 1024
 
 
 @frozen
@@ -75,31 +46,6 @@ class Limits:
     silence: float
     run: float
     buffer: int
-
-
-@frozen
-class Task:
-    """
-    How to treat one request.
-
-    `streams` is whether the answer comes in pieces: if not, it is silent until its end. `limited` is False
-    where an answer may rightly take any time (the transfer of a model).
-    `grant` is given when the request holds the turn.
-    """
-
-    dialect: Dialect
-    streams: bool
-    limited: bool = True
-    grant: Grant | None = None
-
-
-@define
-class Outcome:
-    """How it ended, for the log: the status that the client saw, bytes of body, and what went wrong."""
-
-    status: int
-    sent_bytes: int
-    error: ForemanError | None = None
 
 
 @implementer(IPushProducer)
@@ -125,6 +71,14 @@ class Exchange:
     producing: bool = field(default=False, init=False)
     client_paused: bool = field(default=False, init=False)
     behind_bytes: int = field(default=0, init=False)
+    refused_status: int | None = field(default=None, init=False)  # the target's, when its body is collected
+    refused_body: bytearray = field(factory=bytearray, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.task.heartbeat is not None:
+            self.content_type = self.task.heartbeat.content_type
+            self.streaming = True
+            self.outcome.status = 200
 
     def run(self, connection: Connection, head: bytes, body: bytes | BinaryIO) -> Deferred[bool]:
         """Fires with True when the client has its answer, with False when the connection was stale."""
@@ -204,13 +158,20 @@ class Exchange:
     # What the connection reports
 
     def began(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        """Pass the head on, less what is between two hops."""
+        """The target has begun to answer."""
         now = self.clock.seconds()
         self.began_at = self.active_at = now
         if self.task.grant is not None:
             if self.task.grant.settling:
                 self.started_at = now
             self.task.grant.first_byte()
+        if self.task.heartbeat is None:
+            self._pass_head(status, reason, headers)
+        else:
+            self._go_on(self.task.heartbeat, status, headers)
+
+    def _pass_head(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        """Pass the head on, less what is between two hops."""
         request, sent = self.request, self.request.responseHeaders
         request.setResponseCode(status, reason or None)
         self.outcome.status = status
@@ -238,9 +199,24 @@ class Exchange:
         if self.streaming:
             request.write(b"")  # the head now, not with the first token
 
+    def _go_on(self, heartbeat: Heartbeat, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """The client has a head already: what follows is the target's stream, or a refusal in last words."""
+        heartbeat.stop()
+        kind = next((value for name, value in headers if name.lower() == b"content-type"), b"")
+        # One whole object is a line, too; in SSE it would be read as nothing at all.
+        if status == 200 and (heartbeat.content_type == NDJSON or media_type(kind) == SSE):
+            self.producing = True
+            self.request.registerProducer(self, True)
+        else:
+            self.refused_status = status
+        self._watch_anew()
+
     def received(self, data: bytes) -> None:
         """Pass a chunk on: one write is one chunk."""
         self.active_at = self.clock.seconds()
+        if self.refused_status is not None:
+            self.refused_body += data[: _REFUSAL_BYTES - len(self.refused_body)]
+            return
         self.outcome.sent_bytes += len(data)
         self.tail = data[-4:] if len(data) > 3 else (self.tail + data)[-4:]
         self.request.write(data)
@@ -252,7 +228,10 @@ class Exchange:
     def ended(self) -> None:
         """The answer is complete."""
         self._over()
-        self.request.finish()
+        if self.refused_status is None:
+            self.request.finish()
+        else:
+            self._say_refusal(self.refused_status, bytes(self.refused_body))
         self._fire(True)
 
     def broke(self, error: ForemanError, unanswered: bool) -> None:
@@ -286,10 +265,13 @@ class Exchange:
             str(error),
             after_newline=ends_whole(self.content_type, self.tail),
         )
-        if words:
-            request.write(words)
-        cast(Caller, request.channel).loseConnection()
+        break_off(request, words)
         self._fire(True)
+
+    def _say_refusal(self, status: int, body: bytes) -> None:
+        """The target answered what is no stream, and the client was promised one."""
+        self.outcome.error = refusal(status, body)
+        break_off(self.request, words_of_refusal(self.task.dialect, status, body))
 
     def _cut_slow_client(self) -> None:
         limit = format_size(self.limits.buffer)
@@ -298,7 +280,7 @@ class Exchange:
             f"the client fell more than {limit} behind, the limit of FOREMAN_RELAY_BUFFER, and was cut off"
         )
         # What is buffered would never be read; a reset also tells the client that this is no end.
-        cast(Caller, self.request.channel).abort()
+        caller_of(self.request).abort()
         self._fire(True)
 
     def _give_up(self) -> None:

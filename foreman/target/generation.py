@@ -27,7 +27,7 @@ from foreman.errors import (
 )
 from foreman.quantities import format_duration
 from foreman.target.client import cause, read_body, said, unreachable_reason, was_cancelled, without_slash
-from foreman.target.exchange import Grant
+from foreman.target.task import Grant
 
 _REFUSAL_BYTES = 64 * 1024
 

@@ -15,7 +15,7 @@ from foreman.target.names import canonical
 
 Answer = TypeVar("Answer")
 
-_NO_FACTS = ShowFacts(frozenset(), None)
+_NO_FACTS = ShowFacts(frozenset())
 
 
 @frozen
@@ -23,15 +23,17 @@ class Model:
     """One installed model.
 
     :ivar weights: what its ``FROM`` and ``ADAPTER`` name; the digest itself while nobody knows better.
-    :ivar num_ctx: the model's own parameter, in tokens; ``None`` when it has none.
+    :ivar options: the canonical text of its own runner options, "" when it has none.
+    :ivar capabilities: what it can do; empty while nobody knows.
     :ivar remote: a stub for a model that runs elsewhere.
     """
 
     name: str
     digest: str
     weights: frozenset[str]
-    num_ctx: int | None
+    options: str
     remote: bool
+    capabilities: frozenset[str] = frozenset()
 
 
 @define(eq=False)
@@ -135,7 +137,9 @@ class Inventory:
     def _model(self, entry: TagEntry) -> Model:
         facts = self._facts.get(entry.digest, _NO_FACTS)
         weights = facts.weights or frozenset({entry.digest})
-        return Model(entry.name, entry.digest, weights, facts.num_ctx, remote=bool(entry.remote_host))
+        return Model(
+            entry.name, entry.digest, weights, facts.options, bool(entry.remote_host), facts.capabilities
+        )
 
     async def _poll(self) -> None:
         answers_before = self._answers

@@ -1,5 +1,5 @@
 """
-A look into a request body: which model, whether it streams, whether it only loads or unloads.
+A look into a request body: which model on which options, whether it streams, only loads or unloads.
 
 Ollama decodes with Go's encoding/json: keys match in any case and the last one wins, what follows the
 first value is ignored, and the Content-Type is never looked at [tried on v0.24]. The body itself is
@@ -13,13 +13,14 @@ from typing import Any
 import msgspec
 from attrs import frozen
 
+from foreman import runner_options
 from foreman.quantities import parse_duration
 from foreman.target.routes import Route, Streaming
 
 _RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 # The standard library's scanner holds the reactor for about 10 ms a MiB; what msgspec refuses is rarely big.
 _TOLERANT_LIMIT_BYTES = 8 << 20
-_WANTED = frozenset({"model", "stream", "keep_alive", "prompt", "messages"})
+_WANTED = frozenset({"model", "stream", "keep_alive", "prompt", "messages", "options", "shift"})
 # Go leaves a string as it was when null follows; a list or a pointer becomes empty.
 _STRINGS = frozenset({"model", "prompt"})
 _MULTIPART_MODEL = re.compile(
@@ -36,13 +37,17 @@ class Peek:
     What a body says.
 
     `readable` is False when nobody could tell. `model` is None when it names none. `streams` is whether
-    the answer comes in pieces. `unloads`: the target answers at once, and applies it after what runs.
+    the answer comes in pieces. `loads`: there is nothing to generate, so the target only loads the model.
+    `unloads`: the target answers at once, and applies it after what runs.
+    `options` is the canonical text of the runner options, "" when it says nothing about them.
     """
 
     readable: bool
     model: str | None = None
     streams: bool = False
     unloads: bool = False
+    options: str = ""
+    loads: bool = False
 
 
 UNREADABLE = Peek(readable=False)
@@ -69,12 +74,22 @@ def look(body: Any, route: Route, content_type: bytes, content_encoding: bytes) 
         streams = False
     else:
         streams = stream if isinstance(stream, bool) else route.streaming is Streaming.BY_DEFAULT
+    unloads = loads and _is_zero(fields.get("keep_alive"))
     return Peek(
         readable=True,
         model=_printable(model) if isinstance(model, str) and model else None,
         streams=streams,
-        unloads=loads and _is_zero(fields.get("keep_alive")),
+        unloads=unloads,
+        options=_options(fields, route),
+        loads=loads and not unloads,
     )
+
+
+def _options(fields: dict[str, Any], route: Route) -> str:
+    """The OpenAI and Anthropic routes have no such fields: Ollama ignores them there."""
+    if route.prompt is None or ("options" not in fields and "shift" not in fields):
+        return ""
+    return runner_options.of_request(fields.get("options"), fields.get("shift"))
 
 
 def _read(body: Any) -> dict[str, Any] | None:
@@ -91,7 +106,13 @@ def _read(body: Any) -> dict[str, Any] | None:
         # A dict has lost which of two spellings came last, and what came before a null.
         if name in fields or (name in _STRINGS and bytes(memoryview(value)[:5]) == b"null"):
             return _read_tolerantly(body)
-        fields[name] = _summary(name, value)
+        if name == "options":
+            try:
+                fields[name] = msgspec.json.decode(value)
+            except (msgspec.DecodeError, UnicodeDecodeError):  # a text in it may not be UTF-8
+                return _read_tolerantly(body)
+        else:
+            fields[name] = _summary(name, value)
     return fields
 
 
@@ -106,21 +127,28 @@ def _summary(name: str, value: msgspec.Raw) -> Any:
         return None
 
 
+class _Pairs(list[tuple[str, Any]]):
+    """An object as it came, keys given twice included. Only those of the top level are folded."""
+
+
 def _read_tolerantly(body: Any) -> dict[str, Any] | None:
     """What msgspec refuses and Ollama accepts: bytes after the value, lone surrogates, keys given twice."""
     if len(body) > _TOLERANT_LIMIT_BYTES:
         return None
-
-    def pairs_to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        folded = ((_fold(key), value) for key, value in pairs)
-        return {name: value for name, value in folded if value is not None or name not in _STRINGS}
-
     text = bytes(body).decode("utf-8", "replace").lstrip(" \t\r\n")
     try:
-        value, _ = json.JSONDecoder(object_pairs_hook=pairs_to_dict).raw_decode(text)
+        pairs, _ = json.JSONDecoder(object_pairs_hook=_Pairs).raw_decode(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    if not isinstance(pairs, _Pairs):
+        return None
+    folded = [(_fold(key), value) for key, value in pairs]
+    fields = {name: value for name, value in folded if value is not None or name not in _STRINGS}
+    if "options" in fields:
+        fields["options"] = runner_options.merged(
+            dict(value) if isinstance(value, _Pairs) else value for name, value in folded if name == "options"
+        )
+    return fields
 
 
 def _printable(text: str) -> str:

@@ -18,11 +18,15 @@ from twisted.web.http import Request
 from foreman.errors import ForemanError, TargetFailed
 from foreman.target.client import unreachable_reason
 from foreman.target.connection import Connection, Connections
-from foreman.target.exchange import HOP_BY_HOP, Exchange, Limits, Outcome, Task, connection_tokens
+from foreman.target.exchange import Exchange, Limits
+from foreman.target.hops import HOP_BY_HOP, connection_tokens
 from foreman.target.reachability import Reachability
+from foreman.target.task import Outcome, Task
 
 # The target's Host and Origin rules are foreman's to apply; twisted.web has answered Expect already.
 _NOT_SENT_UP = HOP_BY_HOP | {b"host", b"origin", b"referer", b"content-length", b"expect"}
+# What a caller tells foreman with them (its lane, its priority) is for nobody else.
+_FOR_FOREMAN = b"x-foreman-"
 
 
 @define(eq=False)
@@ -50,10 +54,11 @@ class Relay:
         Send `request` to the target, and the answer to its client, to the end.
 
         Raises TargetUnreachable (after the patience for it), TargetFailed or TargetTimeout while nothing
-        has been sent to the client. What goes wrong later is said as the stream's last words, and in the
-        outcome. Cancelling aborts the target's request at once.
+        has been sent to the client; TargetUnreachable and the failure of a connection also behind a
+        heartbeat. What goes wrong later is said as the stream's last words, and in the outcome.
+        Cancelling aborts the target's request at once.
         """
-        head, body = self._head(request), _content(request)
+        head, body = self._head(request, task), _content(request)
         reused = self._connections.reusable()
         if reused is not None:
             exchange = Exchange(self._clock, request, task, self._limits, self._running)
@@ -93,7 +98,7 @@ class Relay:
                 self._reachability.found()
                 return connection
 
-    def _head(self, request: Request) -> bytes:
+    def _head(self, request: Request, task: Task) -> bytes:
         """The request's head for the target: the client's own, less what is between two hops."""
         lines = [
             b"%s %s%s HTTP/1.1\r\nHost: %s\r\n" % (request.method, self._path_prefix, request.uri, self._host)
@@ -107,8 +112,13 @@ class Relay:
         if self._token:
             dropped = dropped | {b"authorization"}
             lines.append(b"Authorization: Bearer %s\r\n" % self._token.encode())
+        if task.heartbeat is not None:
+            # The client's head is out, and names no Content-Encoding.
+            dropped = dropped | {b"accept-encoding"}
+            lines.append(b"Accept-Encoding: identity\r\n")
         for name, values in headers.getAllRawHeaders():
-            if name.lower() not in dropped:
+            low = name.lower()
+            if low not in dropped and not low.startswith(_FOR_FOREMAN):
                 lines.extend(b"%s: %s\r\n" % (name, value) for value in values)
         length = _length(request.content)
         if length or request.method in (b"POST", b"PUT", b"PATCH"):

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from foreman.scheduler.grant import Grant
+from foreman.scheduler.keys import Wanted
 from foreman.scheduler.lines import Lines, NamedLine
 from foreman.scheduler.policy import Candidate
 from foreman.scheduler.turn import Turn
@@ -16,10 +17,11 @@ from foreman.scheduler.turn import Turn
 
 @define(eq=False)
 class FakeDurable:
-    """Attaches itself to the turn."""
+    """Attaches itself to the turn. A test sets `claiming` to hold the next choice back, and says so."""
 
     _clock: IReactorTime
     _turn: Turn
+    claiming: bool = field(default=False, init=False)
     _lines: Lines = field(factory=Lines, init=False)
     _waiting: dict[str, Deferred[Grant]] = field(factory=dict, init=False)
     _arrivals: "itertools.count[int]" = field(factory=itertools.count, init=False)
@@ -42,9 +44,9 @@ class FakeDurable:
         self._waiting.pop(grant.job_id).callback(grant)
 
     @asynccontextmanager
-    async def take(self, job_id: str, model: str | None, priority: int = 0) -> AsyncIterator[Grant]:
+    async def take(self, job_id: str, wanted: Wanted | None, priority: int = 0) -> AsyncIterator[Grant]:
         """Wait for the turn and hold it within the block."""
-        self._lines.add(model, Candidate(job_id, priority, self._clock.seconds(), next(self._arrivals)))
+        self._lines.add(wanted, Candidate(job_id, priority, self._clock.seconds(), next(self._arrivals)))
         granted = self._waiting[job_id] = Deferred()
         try:
             self._turn.durable_changed()

@@ -1,9 +1,10 @@
 """The one GPU of the fake Ollama: which models are resident, for how long, and who waits for it."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 from attrs import define, field
 from twisted.internet.defer import DeferredLock, DeferredSemaphore
@@ -11,6 +12,16 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 DEFAULT_CONTEXT = 4096
+SMALLEST_CONTEXT = 4
+UNSET_OPTIONS: Mapping[str, Any] = {
+    "num_batch": 512,
+    "num_gpu": -1,
+    "main_gpu": 0,
+    "use_mmap": None,
+    "num_thread": 0,
+    "draft_num_predict": 0,
+}
+"""What Ollama has for a runner option that nobody set, beside ``num_ctx``."""
 DEFAULT_LIFETIME = timedelta(minutes=5)
 FOREVER = timedelta(microseconds=(2**63 - 1) // 1000)
 """What Ollama makes of a negative ``keep_alive``: the longest duration of Go, 292 years."""
@@ -20,13 +31,19 @@ _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m":
 
 @define
 class FakeModel:
-    """An installed model. ``weights``: its blob; models with equal weights share a runner."""
+    """An installed model. ``weights``: its blob; models with equal weights share a runner.
+
+    ``parameters``: its own runner options beside ``num_ctx``. ``capabilities``: without ``completion`` it
+    does not generate.
+    """
 
     name: str
     weights: str
     digest: str
     num_ctx: int | None = None
     remote_host: str | None = None
+    parameters: Mapping[str, int | bool] = field(factory=dict)
+    capabilities: tuple[str, ...] = ("completion",)
 
     @classmethod
     def make(cls, name: str, weights: str | None = None, num_ctx: int | None = None) -> "FakeModel":
@@ -37,13 +54,25 @@ class FakeModel:
 
 @define
 class Runner:
-    """A resident model. ``busy``: how many requests it is answering; ``used_at``: the clock's seconds."""
+    """A resident model.
+
+    ``options``: those that it was loaded with, ``shift`` too. ``busy``: how many requests it is answering;
+    ``used_at``: the clock's seconds.
+    """
 
     model: FakeModel
     context_length: int
+    options: Mapping[str, Any]
     expires_at: datetime
     busy: int = 0
     used_at: float = 0.0
+
+    def serves(self, context_length: int, options: Mapping[str, Any]) -> bool:
+        """Whether a request runs on it without a reload. One that leaves ``num_gpu`` open takes any."""
+        ours = self.options
+        if options["num_gpu"] < 0:
+            ours, options = {**ours, "num_gpu": -1}, {**options, "num_gpu": -1}
+        return context_length == self.context_length and options == ours
 
 
 @define(eq=False)
@@ -79,14 +108,17 @@ class FakeGpu:
     async def use(
         self,
         model: FakeModel,
-        num_ctx: int | None,
+        asked: Mapping[str, Any],
         lifetime: timedelta | None,
         work: Callable[[], Awaitable[None]],
     ) -> None:
-        """Wait in line, have the model resident, do the work, and keep the model for its lifetime."""
+        """Wait in line, have the model resident, do the work, and keep the model for its lifetime.
+
+        ``asked``: the request's options, and ``shift`` if it says something about that.
+        """
         await self._places.acquire()
         try:
-            runner = await self._load(model, num_ctx or model.num_ctx or DEFAULT_CONTEXT)
+            runner = await self._load(model, asked)
             try:
                 await work()
             finally:
@@ -104,12 +136,16 @@ class FakeGpu:
         if runner is not None:
             runner.expires_at = self.now()
 
-    async def _load(self, model: FakeModel, context: int) -> Runner:
+    async def _load(self, model: FakeModel, asked: Mapping[str, Any]) -> Runner:
+        given = {name: int(value) if isinstance(value, float) else value for name, value in asked.items()}
+        context = max(given.get("num_ctx", model.num_ctx or DEFAULT_CONTEXT), SMALLEST_CONTEXT)
+        own = {**UNSET_OPTIONS, "shift": True, **model.parameters}
+        options = {name: given.get(name, value) for name, value in own.items()}
         await self._loading.acquire()
         try:
             self.resident()
             runner = self._runners.get(model.weights)
-            if runner is None or runner.context_length != context:
+            if runner is None or not runner.serves(context, options):
                 self._runners.pop(model.weights, None)
                 while len(self._runners) >= self.slots:
                     idle = [other for other in self._runners.values() if not other.busy]
@@ -118,7 +154,7 @@ class FakeGpu:
                 if self.load_seconds:
                     await deferLater(self.clock, self.load_seconds)
                 self.loads.append(model.name)
-                runner = self._runners[model.weights] = Runner(model, context, self.now())
+                runner = self._runners[model.weights] = Runner(model, context, options, self.now())
             runner.busy += 1
             return runner
         finally:

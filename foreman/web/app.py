@@ -17,7 +17,9 @@ from foreman.web.deliveries import Deliveries
 from foreman.web.gate import Answer
 from foreman.web.health import Health
 from foreman.web.jobs import Jobs
+from foreman.web.pause import Pausing
 from foreman.web.problems import PROBLEM_JSON, problem
+from foreman.web.queue import QueueReport
 
 
 class App:
@@ -25,14 +27,24 @@ class App:
 
     app = Klein()
     # The first segments of its paths: what the gate calls foreman's own.
-    own_paths = frozenset({b"healthz", b"jobs"})
+    own_paths = frozenset({b"healthz", b"jobs", b"queue"})
     _log = Logger()
 
-    def __init__(self, health: Health, jobs: Jobs, artifacts: Artifacts, deliveries: Deliveries) -> None:
+    def __init__(
+        self,
+        health: Health,
+        jobs: Jobs,
+        artifacts: Artifacts,
+        deliveries: Deliveries,
+        pausing: Pausing,
+        queue: QueueReport,
+    ) -> None:
         self._health = health
         self._jobs = jobs
         self._artifacts = artifacts
         self._deliveries = deliveries
+        self._pausing = pausing
+        self._queue = queue
 
     def resource(self) -> KleinResource:
         """The tree for the listener."""
@@ -94,11 +106,28 @@ class App:
         """Send one of them again."""
         return _send(request, await self._deliveries.redeliver(job_id, event_id))
 
+    @app.route("/queue", methods=["GET"])
+    def show_queue(self, request: Request) -> bytes:
+        """Who has the turn, who waits, what is loaded, what swaps cost."""
+        return _send(request, self._queue.show())
+
+    @app.route("/queue/pause", methods=["POST"])
+    async def pause(self, request: Request) -> bytes:
+        """Hold lanes back."""
+        return _send(request, await self._pausing.pause(cast(Any, request.content).read()))
+
+    @app.route("/queue/resume", methods=["POST"])
+    async def resume(self, request: Request) -> bytes:
+        """Let them go on."""
+        return _send(request, await self._pausing.resume(cast(Any, request.content).read()))
+
     @app.handle_errors(ForemanError)
     def refused(self, request: IRequest, failure: Failure) -> bytes:
         """What foreman has to say: every error knows its status and code."""
         error = cast(ForemanError, failure.value)
         body = problem(error.status, error.code, str(error), error.members)
+        if error.retry_after is not None:
+            request.setHeader(b"Retry-After", b"%d" % error.retry_after)
         return _answer(request, error.status, PROBLEM_JSON, body)
 
     @app.handle_errors(HTTPException)

@@ -11,6 +11,7 @@ from foreman.jobs.delivery import WebhookState
 from foreman.jobs.model import PIECE_BYTES, Artifact, AttemptError, Job, Status, Tombstone
 from foreman.quantities import format_moment
 from foreman.urls import JobUrls
+from foreman.web.outlook import Outlook
 from foreman.worker.attempt import Progress
 
 INLINE_BYTES = PIECE_BYTES
@@ -18,14 +19,6 @@ INLINE_BYTES = PIECE_BYTES
 
 RESULT = "response.json"
 _LONGEST_POLL_SECONDS = 30
-
-
-@frozen
-class Outlook:
-    """Where a waiting job stands: its place in its line (1 is next), and what it waits for."""
-
-    queue_position: int | None = None
-    waiting_for: str | None = None
 
 
 def poll_seconds(queue_position: int | None) -> int:
@@ -72,7 +65,7 @@ class Views:
         shown: dict[str, Any] = {
             **_head(job),
             "queue_position": outlook.queue_position,
-            "eta_seconds": None,
+            "eta_seconds": outlook.eta_seconds,
             "waiting_for": outlook.waiting_for,
             **_state(job, progress),
             # As it was stored, byte for byte: numbers are not read and written again.

@@ -12,11 +12,12 @@ from ulid import ULID
 from foreman.errors import InvalidParameters, JobGone, JobNotFound, ModelNotFound
 from foreman.jobs.delivery import Outbox
 from foreman.jobs.interface import JobStore
-from foreman.jobs.model import WAITING, Job, Status, Tombstone
+from foreman.jobs.model import Job, Status, Tombstone
 from foreman.jobs.submission import parse
 from foreman.target.names import is_cloud
 from foreman.web import job_views as views
 from foreman.web.gate import Answer
+from foreman.web.outlook import Outlooks
 from foreman.worker.attempt import Progress
 
 LIST_LIMIT = 50
@@ -47,7 +48,7 @@ class Jobs:
     """Answers requests for jobs; raises a ForemanError for the app's error table.
 
     `check_receiver` raises ValueError for a URL that no webhook may go to. `wall_clock` gives epoch seconds;
-    `progress` that of a running job; `reachable` whether the target is.
+    `progress` that of a running job.
     """
 
     _store: JobStore
@@ -57,7 +58,7 @@ class Jobs:
     _inventory: Inventory
     _wall_clock: Callable[[], float]
     _progress: Callable[[str], Progress | None]
-    _reachable: Callable[[], bool]
+    _outlooks: Outlooks
     _new_id: Callable[[float], str] = lambda moment: str(ULID.from_timestamp(moment))
 
     async def submit(self, body: bytes) -> Answer:
@@ -126,18 +127,12 @@ class Jobs:
         return is_cloud(model) or (installed is not None and installed.remote)
 
     async def _taken(self, job: Job) -> Answer:
-        position = await self._position(job)
+        position = await self._outlooks.position(job)
         headers = [
             (b"Location", self._views.urls.job(job.job_id).encode()),
             (b"Retry-After", b"%d" % views.poll_seconds(position)),
         ]
         return _json(202, self._views.receipt(job, position), headers)
-
-    async def _position(self, job: Job) -> int | None:
-        if job.status is not Status.QUEUED:
-            return None
-        ahead = await self._store.ahead(job.job_id)
-        return None if ahead is None else ahead + 1
 
     async def _whole(self, job: Job) -> Answer:
         contents = {}
@@ -147,22 +142,10 @@ class Jobs:
                 # None, or another content: the job was deleted, or run again, since it was read.
                 if piece is not None and sha256(piece).hexdigest() == artifact.sha256:
                     contents[artifact.name] = piece
-        outlook = views.Outlook(await self._position(job), self._waiting_for(job))
+        outlook = await self._outlooks.of(job)
         states = await self._outbox.states([job.job_id])
         progress = self._progress(job.job_id)
         return _json(200, self._views.whole(job, outlook, progress, states.get(job.job_id), contents))
-
-    def _waiting_for(self, job: Job) -> str | None:
-        if job.status not in WAITING:
-            return None
-        if job.status is Status.SCHEDULED:
-            return "run_at"
-        if job.not_before is not None:
-            return "backoff"
-        if not self._reachable():
-            return "target"
-        installed = is_cloud(job.model) or self._inventory.model(job.model) is not None
-        return "turn" if installed or not self._inventory.known else "model"
 
 
 def ulid(job_id: str) -> str:

@@ -3,9 +3,9 @@
 import mmap
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any, cast
+from typing import Any
 
-from attrs import define
+from attrs import define, evolve, field
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -14,28 +14,41 @@ from twisted.web.http import Request, datetimeToString
 from ulid import ULID
 
 from foreman.errors import ForemanError, Stopping
+from foreman.scheduler.grant import Grant
+from foreman.scheduler.keys import Wanted
 from foreman.scheduler.turn import Turn
 from foreman.target import routes
+from foreman.target.caller import caller_of
 from foreman.target.dialects import of_path
-from foreman.target.exchange import Caller, Outcome, Task
+from foreman.target.heartbeat import Heartbeat
 from foreman.target.inventory import Inventory
 from foreman.target.names import is_cloud
 from foreman.target.peek import UNREADABLE, Peek, look
+from foreman.target.preload import Preloader
 from foreman.target.relay import Relay
 from foreman.target.routes import Handling, Route, takes_turn
+from foreman.target.task import Outcome, Task
+from foreman.web.lowering import lowering
 from foreman.web.problems import error_answer
 
 
 @define(eq=False)
 class Native:
-    """Answers requests for the target's paths."""
+    """
+    Answers requests for the target's paths.
+
+    `headers_after` is after how many seconds in the queue a stream gets its head (0: with its first byte).
+    """
 
     _clock: IReactorTime
     _relay: Relay
     _turn: Turn
+    _preloader: Preloader
     _inventory: Inventory
+    _headers_after: float
     _new_id: Callable[[], str] = lambda: str(ULID())
     _stopping: bool = False
+    _loading: "set[Deferred[None]]" = field(factory=set, init=False)  # those who wait for a load
     _log = Logger()
 
     def handle(self, request: Request) -> None:
@@ -47,6 +60,12 @@ class Native:
     def stop(self) -> None:
         """Refuse what comes from now on."""
         self._stopping = True
+
+    def cut_loads(self) -> None:
+        """Who waits for a load waits no longer: foreman stops."""
+        loading, self._loading = self._loading, set()
+        for load in loading:
+            load.cancel()
 
     async def _answer(self, request: Request) -> None:
         route = routes.find(request.path)
@@ -76,23 +95,62 @@ class Native:
         if peek.unloads or await self._runs_elsewhere(peek, route):
             await self._relay.carry(request, Task(dialect, streams=peek.streams))
             return
-        job = _Job(self._new_id(), peek.model, str(request.getClientAddress().host), self._clock.seconds())
+        job = _Job(self._new_id(), peek.model, _address(request), self._clock.seconds())
         request.responseHeaders.setRawHeaders(b"X-Foreman-Job-Id", [job.id.encode()])
+        asked = lowering(request.requestHeaders)
+        wanted = Wanted(peek.model, peek.options) if peek.model is not None else None
+        # What a path that is not known yet streams, nobody knows.
+        patience = self._headers_after if peek.streams and route.known else 0.0
+        heartbeat = Heartbeat(self._clock, request, dialect, patience)
+        heartbeat.start()
         try:
-            async with self._turn.take(job.id, peek.model) as grant:
+            async with self._turn.take(
+                job.id, wanted, priority=asked.priority, lane=asked.lane, caller=job.caller
+            ) as grant:
                 job.started_at = self._clock.seconds()
-                _say_queued(request, grant.queued_seconds)
-                job.outcome = await self._relay.carry(request, Task(dialect, peek.streams, grant=grant))
+                if self._preloader.concerns(grant):
+                    try:
+                        await self._load(grant, peek)
+                    finally:
+                        job.load_seconds = self._clock.seconds() - job.started_at
+                task = Task(dialect, peek.streams, grant=grant)
+                if heartbeat.begun:
+                    task = evolve(task, heartbeat=heartbeat)
+                else:
+                    heartbeat.stop()
+                    _say_queued(request, grant.queued_seconds)
+                job.outcome = await self._relay.carry(request, task)
         except ForemanError as error:
+            job.outcome = Outcome(error.status, 0, error)
+            if heartbeat.begun:
+                job.outcome.status = 200
+                heartbeat.end(error)
+                return
             if job.started_at is None:  # it waited in vain
                 _say_queued(request, self._clock.seconds() - job.arrived_at)
-            job.outcome = Outcome(error.status, 0, error)
             raise
         except CancelledError:
             job.left = True
             raise
         finally:
+            heartbeat.stop()
             self._log_end(job)
+
+    async def _load(self, grant: Grant, peek: Peek) -> None:
+        """Have the model loaded. Raises Stopping when that is cut, CancelledError when the client leaves."""
+        load = Deferred.fromCoroutine(self._wait_for_load(grant, peek))
+        self._loading.add(load)
+        try:
+            await load
+        except CancelledError:
+            if load in self._loading:
+                raise
+            raise Stopping() from None
+        finally:
+            self._loading.discard(load)
+
+    async def _wait_for_load(self, grant: Grant, peek: Peek) -> None:
+        await self._preloader.ready(grant, peek.model, peek.options, loads_itself=peek.loads)
 
     async def _runs_elsewhere(self, peek: Peek, route: Route) -> bool:
         """Whether the answer needs no turn: a cloud model, or the target's own error, which comes at once."""
@@ -113,9 +171,10 @@ class Native:
         started = now if job.started_at is None else job.started_at
         outcome = job.outcome or Outcome(0, 0)
         how = "client left" if job.left else str(outcome.error) if outcome.error else "ok"
-        waited, run = started - job.arrived_at, now - started
+        waited, run = started - job.arrived_at, now - started - job.load_seconds
+        load = f"load={job.load_seconds:.3f}s " if job.load_seconds else ""
         line = (
-            f"{job.id} model={job.model!r} caller={job.caller} waited={waited:.3f}s run={run:.3f}s "
+            f"{job.id} model={job.model!r} caller={job.caller} waited={waited:.3f}s {load}run={run:.3f}s "
             f"status={outcome.status} bytes={outcome.sent_bytes}: {how}"
         )
         # One field, formatted here: the log's own formatting of nine took 0.1 ms of each turn.
@@ -128,7 +187,7 @@ class Native:
         if getattr(request, "channel", None) is None:
             return
         if request.startedWriting:
-            cast(Caller, request.channel).loseConnection()
+            caller_of(request).loseConnection()
         else:
             _say(request, ForemanError("something went wrong inside foreman; its log says what"))
 
@@ -142,6 +201,7 @@ class _Job:
     caller: str
     arrived_at: float
     started_at: float | None = None
+    load_seconds: float = 0.0
     outcome: Outcome | None = None
     left: bool = False
 
@@ -161,12 +221,19 @@ def _peek(request: Request, route: Route) -> Peek:
         return look(body, route, content_type, encoding)
 
 
+def _address(request: Request) -> str:
+    """Whose request it is: callers are told apart by their addresses; those on a Unix socket are one."""
+    return str(getattr(request.getClientAddress(), "host", "unix"))
+
+
 def _say_queued(request: Request, seconds: float) -> None:
     request.responseHeaders.setRawHeaders(b"X-Foreman-Queue-Ms", [b"%d" % round(seconds * 1000)])
 
 
 def _say(request: Request, error: ForemanError) -> None:
     content_type, body = error_answer(request.path, False, error)
+    if error.retry_after is not None:
+        request.responseHeaders.setRawHeaders(b"Retry-After", [b"%d" % error.retry_after])
     _write(request, error.status, content_type, body)
 
 

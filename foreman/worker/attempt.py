@@ -10,8 +10,11 @@ from twisted.logger import Logger
 
 from foreman.errors import ForemanError
 from foreman.jobs.model import Claimed, Metrics, Transition
-from foreman.target.exchange import Grant
+from foreman.scheduler.grant import Grant
+from foreman.target import routes
 from foreman.target.generation import GenerationLimits, Generator, streamed
+from foreman.target.peek import look
+from foreman.target.preload import Preloader
 from foreman.worker.assemble import Assembly, Facts, StreamAssembly
 from foreman.worker.composing import ABSENT, is_null
 from foreman.worker.embedding import EmbeddingAssembly
@@ -66,10 +69,13 @@ class Attempt:
 
     claimed: Claimed
     _generator: Generator
+    _preloader: Preloader
     _assembly: Assembly
     _limits: GenerationLimits
     _clock: IReactorTime
     _grant: Grant | None = None
+    _loading: bool = field(default=False, init=False)
+    _load_seconds: float | None = field(default=None, init=False)  # of a load ahead of the request
     _given_up: Transition | None = field(default=None, init=False)
     _request: "Deferred[None] | None" = field(default=None, init=False)
     _started_at: float = field(default=0.0, init=False)
@@ -80,7 +86,7 @@ class Attempt:
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        return Progress(self._assembly.phase, self._assembly.tokens)
+        return Progress("loading" if self._loading else self._assembly.phase, self._assembly.tokens)
 
     def give_up(self, transition: Transition) -> None:
         """End it as CANCELLED, INTERRUPTED or PUT_BACK: the target's connection is closed. Twice is once."""
@@ -115,14 +121,31 @@ class Attempt:
             limits = GenerationLimits(limits.first_byte, limits.silence, job.timeout)
         if job.endpoint not in _EMBEDDINGS:
             body = streamed(body)
-        self._request = Deferred.fromCoroutine(
-            self._generator.run(job.endpoint, body, self._receive, limits, self._grant)
-        )
+        self._request = Deferred.fromCoroutine(self._send(body, limits))
         try:
             await self._request
         finally:
             self._request = None
         self._assembly.end()
+
+    async def _send(self, body: bytes, limits: GenerationLimits) -> None:
+        """Send the request, and before it have the model loaded: what that takes is no part of the run."""
+        grant = self._grant
+        if grant is not None and self._preloader.concerns(grant):
+            self._loading = True
+            try:
+                await self._load(grant)
+            finally:
+                self._loading = False
+                self._started_at = self._clock.seconds()
+        await self._generator.run(self.claimed.job.endpoint, body, self._receive, limits, grant)
+
+    async def _load(self, grant: Grant) -> None:
+        line, endpoint = self.claimed.job.line, self.claimed.job.endpoint.encode()
+        loads_itself = look(self.claimed.body, routes.find(endpoint), b"", b"").loads
+        self._load_seconds = await self._preloader.ready(
+            grant, line.model, line.option_key, loads_itself=loads_itself
+        )
 
     def _receive(self, data: bytes) -> None:
         if not self.began:
@@ -154,12 +177,18 @@ class Attempt:
         job, facts = self.claimed.job, self._assembly.facts
         return Metrics(
             queue_seconds=max(0.0, (job.started_at or job.waiting_since) - job.waiting_since),
-            load_seconds=None if facts.load_duration is None else facts.load_duration / 1e9,
+            load_seconds=self._load_seconds
+            if self._load_seconds is not None
+            else _seconds(facts.load_duration),
             run_seconds=self._clock.seconds() - self._started_at,
             prompt_tokens=facts.prompt_eval_count,
             completion_tokens=facts.eval_count,
             tokens_per_second=_rate(facts),
         )
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9
 
 
 def _rate(facts: Facts) -> float | None:

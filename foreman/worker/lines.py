@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from attrs import define, field
 
 from foreman.jobs.model import LineKey, LineView, Waiting
+from foreman.scheduler.keys import Wanted
 from foreman.scheduler.lines import NamedLine
 from foreman.scheduler.policy import Candidate
 
@@ -33,6 +34,11 @@ class DurableLines:
         """The store has said what became of the job that was taken."""
         self._taken -= 1
 
+    @property
+    def claiming(self) -> bool:
+        """A job that was taken is not off its line yet, as far as the store has said."""
+        return self._taken > 0
+
     def withhold(self, model: str) -> None:
         """This model is not installed, and its jobs have time to wait for it."""
         self._absent.add(model)
@@ -43,10 +49,11 @@ class DurableLines:
         return max(0, sum(view.count for view in self._offered(takes_turn=True)) - self._taken)
 
     def lines(self) -> Iterator[NamedLine]:
-        """The lines that take the turn. Lines of one name may come apart by their options."""
+        """The lines that take the turn, one for each model name and text of runner options."""
         for view in self._offered(takes_turn=True):
             if view.head is not None and view.oldest is not None:
-                yield NamedLine(view.line.model, _candidate(view.head), _candidate(view.oldest))
+                wanted = Wanted(view.line.model, view.line.option_key)
+                yield NamedLine(wanted, _candidate(view.head), _candidate(view.oldest), view.count)
 
     def bypassing(self) -> str | None:
         """The id of the next job of those that bypass the turn."""

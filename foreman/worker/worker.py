@@ -19,7 +19,9 @@ from foreman.jobs.interface import JobStore
 from foreman.jobs.model import Claimed, LineView, Metrics, Transition
 from foreman.scheduler.grant import DurableSource, Grant
 from foreman.scheduler.lines import NamedLine
+from foreman.scheduler.policy import Lane
 from foreman.target.generation import GenerationLimits, Generator
+from foreman.target.preload import Preloader
 from foreman.worker.attempt import Attempt, End, Progress, assembly_of
 from foreman.worker.failures import Verdict
 from foreman.worker.finisher import Finisher, is_small
@@ -40,6 +42,8 @@ class Turn(Protocol):
 
     def release(self, grant: Grant) -> None: ...
 
+    def open(self, lane: Lane) -> bool: ...
+
 
 class Reachability(Protocol):
     """Whether the target can be reached."""
@@ -50,22 +54,29 @@ class Reachability(Protocol):
     def lost(self, reason: str) -> None: ...
 
 
+def _nobody(grant: Grant, tokens: int) -> None:
+    """Nobody asked to be told."""
+
+
 @define(eq=False)
 class Worker:
     """The source of durable jobs for the turn.
 
     `limits` are those of a run; `folder` is where large outputs are kept while they come; `installed` says
-    whether a model is there, as far as anybody knows.
+    whether a model is there, as far as anybody knows. `on_tokens` is told how many output tokens a job
+    brought that still holds the turn.
     """
 
     _clock: IReactorTime
     _store: JobStore
     _turn: Turn
     _generator: Generator
+    _preloader: Preloader
     _reachability: Reachability
     _installed: Callable[[str], bool]
     _limits: GenerationLimits
     _folder: str
+    on_tokens: Callable[[Grant, int], None] = _nobody
     _finisher: Finisher = field(init=False)
     _lines: DurableLines = field(init=False)
     _running: dict[str, Attempt] = field(factory=dict, init=False)
@@ -73,6 +84,7 @@ class Worker:
     _claiming_bypass: bool = field(default=False, init=False)
     _held: End | None = field(default=None, init=False)  # an end that waits for the choice of this instant
     _cancelled: set[str] = field(factory=set, init=False)  # of those that are being claimed
+    _recalled: set[str] = field(factory=set, init=False)  # likewise: those that are to wait again
     _claiming: set[str] = field(factory=set, init=False)
     _works: "set[Deferred[None]]" = field(factory=set, init=False)
     _idle: "list[Deferred[None]]" = field(factory=list, init=False)
@@ -113,7 +125,7 @@ class Worker:
         await self._wait_until_idle(cut_limit)
 
     def look(self) -> None:
-        """Something outside has changed: the target is back, or its models were read."""
+        """Something outside has changed: the target is back, its models were read, or the lane is open."""
         self._turn.durable_changed()
         self._next_bypassing()
 
@@ -124,6 +136,20 @@ class Worker:
             attempt.give_up(Transition.CANCELLED)
         elif job_id in self._claiming:
             self._cancelled.add(job_id)
+
+    def put_back(self) -> None:
+        """Cut every run. Its job waits again, and its attempt does not count; but one that must not run a
+        second time ends as interrupted.
+        """
+        self._recalled |= self._claiming
+        for attempt in list(self._running.values()):
+            once = attempt.claimed.job.on_interrupt == "fail"
+            attempt.give_up(Transition.INTERRUPTED if once else Transition.PUT_BACK)
+
+    @property
+    def rests_until(self) -> float | None:
+        """The clock's seconds until which nothing is begun: the target or the database was not ready."""
+        return None if self._pause is None else self._pause.getTime()
 
     def progress(self, job_id: str) -> Progress | None:
         """How far a running job is; None when it does not run."""
@@ -136,6 +162,11 @@ class Worker:
     def count(self) -> int:
         """How many jobs that take the turn could start now."""
         return 0 if self._closed else self._lines.count
+
+    @property
+    def claiming(self) -> bool:
+        """One of them is being claimed, and its line still shows it."""
+        return self._lines.claiming
 
     def lines(self) -> Iterator[NamedLine]:
         """Their lines."""
@@ -154,6 +185,7 @@ class Worker:
             claimed = await self._claim(grant.job_id, before)
         finally:
             self._lines.settle()
+        self._turn.durable_changed()  # what the lines offer has, and there may be a place beside this one
         if claimed is None:
             self._turn.release(grant)
             return
@@ -162,6 +194,8 @@ class Worker:
         except BaseException:
             self._turn.release(grant)
             raise
+        if end.verdict.transition is Transition.SUCCEEDED and end.metrics.completion_tokens:
+            self.on_tokens(grant, end.metrics.completion_tokens)
         if not is_small(end):
             # Its outputs take a while to write, and the target is not to wait for that.
             self._turn.release(grant)
@@ -180,6 +214,7 @@ class Worker:
             claimed = await self._finisher.claim(job_id, before)
             if claimed is None:
                 self._cancelled.discard(job_id)
+                self._recalled.discard(job_id)
             return claimed
         except Exception as error:
             if isinstance(error, ForemanError):
@@ -196,13 +231,17 @@ class Worker:
     async def _run(self, claimed: Claimed, grant: Grant | None) -> End:
         job = claimed.job
         cancelled = job.job_id in self._cancelled or job.cancel_requested_at is not None
+        recalled = job.job_id in self._recalled
         self._cancelled.discard(job.job_id)
+        self._recalled.discard(job.job_id)
         if not self._installed(job.model) and self._may_wait(claimed) and not cancelled:
             self._lines.withhold(job.model)
             return End(claimed, Verdict(Transition.PUT_BACK, None), Metrics(), (), lambda: None)
         assembly = assembly_of(claimed, self._folder)
-        attempt = Attempt(claimed, self._generator, assembly, self._limits, self._clock, grant)
-        if cancelled or self._stopping:
+        attempt = Attempt(
+            claimed, self._generator, self._preloader, assembly, self._limits, self._clock, grant
+        )
+        if cancelled or recalled or self._stopping:
             attempt.give_up(Transition.CANCELLED if cancelled else Transition.PUT_BACK)
         self._running[job.job_id] = attempt
         try:
@@ -237,6 +276,8 @@ class Worker:
 
     def _next_bypassing(self) -> None:
         if self._closed or self._claiming_bypass or not self._reachability.up:
+            return
+        if not self._turn.open(Lane.DURABLE):
             return
         if len(self._bypassing) >= BYPASSING_AT_ONCE:
             return

@@ -276,3 +276,63 @@ async def test_waiting_requests_are_drained_by_model(daemon: Daemon):
     assert all("status=200" in line and line.endswith(": ok") for line in lines)
     order = [f"model={MODEL!r} " in line for line in lines]
     assert order == [True] * 4 + [False] * 3
+
+
+async def test_waiting_requests_are_drained_by_context_length(daemon: Daemon):
+    """One model with two values of num_ctx in turn; 2048.0 is 2048, and the model's own needs no load."""
+
+    def loads() -> int:
+        return int(httpx.get(daemon.target_url + "/api/ps").headers["X-Embedded-Loads"])
+
+    async def ask(client: AsyncClient, name: str, **options: Any) -> Any:
+        return await client.generate(name, "hi", options={**FEW, "num_predict": 2, **options})
+
+    async def nine(client: AsyncClient) -> list[Any]:
+        story = await client.generate(OTHER, "Tell a story.", options={"num_predict": 80}, stream=True)
+        await anext(story)
+
+        async def rest() -> Any:
+            return [part async for part in story][-1]
+
+        small = [{"num_ctx": 1024}, {"num_ctx": 1024.0}] * 2
+        own: list[dict[str, Any]] = [{}, {"num_ctx": 4096}] * 2
+        asks = [ask(client, OTHER, **options) for pair in zip(small, own, strict=True) for options in pair]
+        return await asyncio.gather(rest(), *asks)
+
+    await sync(daemon.url, lambda client: client.generate(OTHER, "x", options={"num_predict": 1}))
+    before = await deferToThread(loads)
+    answers = await asynchronous(daemon.url, nine)
+    assert [answer.done for answer in answers] == [True] * 9
+    assert await deferToThread(loads) == before + 1  # the model's own context length was resident
+
+
+async def test_a_batch_keeps_the_load_of_its_job_that_was_cancelled(daemon: Daemon):
+    """The first of two jobs is cancelled while its model loads: the second one takes that load over."""
+
+    def loads() -> int:
+        return int(httpx.get(daemon.target_url + "/api/ps").headers["X-Embedded-Loads"])
+
+    def job(url: str) -> Any:
+        return httpx.get(daemon.url + url).json()
+
+    def poll(url: str, true: Callable[[Any], object]) -> Any:
+        until = time.monotonic() + ANSWER_SECONDS
+        while not true(shown := job(url)):
+            assert time.monotonic() < until, shown
+        return shown
+
+    def batch() -> tuple[Any, Any]:
+        asked = {"model": OTHER, "prompt": "hi", "options": {"num_predict": 2, "num_ctx": 512}}
+        urls = [httpx.post(daemon.url + "/jobs", json=asked).headers["Location"] for _ in range(2)]
+        poll(urls[0], lambda shown: (shown["progress"] or {}).get("phase") == "loading")
+        httpx.post(daemon.url + urls[0] + "/cancel")
+        ended = [poll(url, lambda shown: shown["status"] in ("cancelled", "succeeded")) for url in urls]
+        return ended[0], ended[1]
+
+    await sync(daemon.url, lambda client: client.generate(MODEL, "x", options={"num_predict": 1}))
+    before = await deferToThread(loads)
+    cancelled, kept = await deferToThread(batch)
+    assert (cancelled["status"], kept["status"]) == ("cancelled", "succeeded")
+    assert cancelled["result"] is None
+    assert kept["metrics"]["load_seconds"] > 0
+    assert await deferToThread(loads) == before + 1

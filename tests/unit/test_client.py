@@ -49,8 +49,11 @@ async def test_what_is_read(bench: Bench) -> None:
         ("beta:latest", beta.digest),
     ]
     assert await bench.client.ps() == []
-    assert await bench.client.show("alpha") == ShowFacts(frozenset({alpha.weights}), None)
-    assert await bench.client.show("beta:latest") == ShowFacts(frozenset({beta.weights}), 2048)
+    completes = frozenset({"completion"})
+    assert await bench.client.show("alpha") == ShowFacts(frozenset({alpha.weights}), "", completes)
+    assert await bench.client.show("beta:latest") == ShowFacts(
+        frozenset({beta.weights}), '{"num_ctx":2048}', completes
+    )
 
 
 async def test_pin_sends_a_number_and_is_seen(bench: Bench) -> None:
@@ -263,6 +266,36 @@ async def test_a_pin_may_take_a_load_s_time(bench: Bench) -> None:
     assert bench.fake.loads == ["alpha:latest"]
 
 
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ("", {}),
+        ('{"num_ctx":8192,"use_mmap":false}', {"options": {"num_ctx": 8192, "use_mmap": False}}),
+        ('{"shift":false}', {"shift": False}),
+        ('{"num_gpu":-1,"shift":false}', {"options": {"num_gpu": -1}, "shift": False}),
+    ],
+)
+async def test_a_load_has_the_runner_options_and_no_lifetime(
+    bench: Bench, options: str, fields: dict[str, Any]
+) -> None:
+    """A generate without a prompt; `keep_alive` is for the request that follows to say."""
+    await bench.client.load("alpha", options, 50)
+    (sent,) = bench.fake.seen("/api/generate")
+    assert json.loads(sent.body) == {"model": "alpha", **fields}
+    assert bench.fake.loads == ["alpha:latest"]
+
+
+async def test_a_load_has_a_limit_of_its_own(bench: Bench) -> None:
+    """That which it is given, not that of the small calls."""
+    bench.fake.gpu.load_seconds = 60
+    call = begin(lambda: bench.client.load("alpha", "", 50))
+    bench.clock.advance(49.9)
+    assert not call.called
+    bench.clock.advance(0.1)
+    with pytest.raises(TargetTimeout, match="within 50 s"):
+        await call
+
+
 async def test_weights_are_read_from_the_head_of_the_modelfile(bench: Bench) -> None:
     """FROM and ADAPTER come first; a line in a template or licence that looks like one does not count."""
     modelfile = (
@@ -272,13 +305,13 @@ async def test_weights_are_read_from_the_head_of_the_modelfile(bench: Bench) -> 
     show = json.dumps({"modelfile": modelfile, "parameters": parameters}).encode()
     bench.fake.answer("/api/show", Canned(200, show))
     facts = await bench.client.show("alpha")
-    assert facts == ShowFacts(frozenset({"/blobs/a", "/blobs/projector", "/blobs/b"}), 8192)
+    assert facts == ShowFacts(frozenset({"/blobs/a", "/blobs/projector", "/blobs/b"}), '{"num_ctx":8192}')
 
 
 async def test_a_show_without_facts(bench: Bench) -> None:
     """A model without a modelfile has no weights to tell."""
     bench.fake.answer("/api/show", Canned(200, b"{}"))
-    assert await bench.client.show("alpha") == ShowFacts(frozenset(), None)
+    assert await bench.client.show("alpha") == ShowFacts(frozenset())
 
 
 def test_the_plain_bytes_are_asked_for() -> None:

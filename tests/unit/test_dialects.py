@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreman.target.dialects import Dialect, ends_whole, error_body, last_words, of_path
+from foreman.target.dialects import (
+    Dialect,
+    ends_whole,
+    error_body,
+    idle_words,
+    last_words,
+    of_path,
+    stream_type,
+    words_of_refusal,
+)
 
 NDJSON, SSE = b"application/x-ndjson", b"text/event-stream"
 
@@ -23,6 +32,8 @@ NDJSON, SSE = b"application/x-ndjson", b"text/event-stream"
         (b"/v1/new", Dialect.OPENAI),
         (b"/v1/responses", Dialect.RESPONSES),
         (b"/v1/messages", Dialect.ANTHROPIC),
+        (b"/v%31/%6dessages", Dialect.ANTHROPIC),
+        (b"/api/%63hat", Dialect.OLLAMA),
     ],
 )
 def test_the_dialect_of_a_path(path: bytes, dialect: Dialect):
@@ -134,3 +145,77 @@ def test_no_sentence_breaks_the_framing(sentence: str, dialect: Dialect, kind: b
 def test_what_was_sent_ends_whole(kind: bytes, tail: bytes, whole: bool):
     """A line ends with a newline, an event with an empty line."""
     assert ends_whole(kind, tail) is whole
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+def test_what_says_nothing(dialect: Dialect):
+    """A space before a line of JSON, or a whole comment: nobody reads anything in it."""
+    words = idle_words(dialect)
+    if stream_type(dialect) == NDJSON:
+        assert words == b" "
+    else:
+        assert words.startswith(b":")
+        assert words.endswith(b"\n\n")
+        assert ends_whole(SSE, words[-4:])
+
+
+OPENAI_ERROR = {"message": "no", "type": "not_found_error", "param": None, "code": None}
+ANTHROPIC_ERROR = {"type": "error", "error": {"type": "x", "message": "no"}, "request_id": "r"}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "prefix", "body", "said"),
+    [
+        (Dialect.OLLAMA, b"", {"error": "no"}, {"error": "no"}),
+        (Dialect.OLLAMA, b"", {"error": "no", "signin_url": "x"}, {"error": "no", "signin_url": "x"}),
+        (Dialect.OPENAI, b"data: ", {"error": OPENAI_ERROR}, {"error": OPENAI_ERROR}),
+        (
+            Dialect.RESPONSES,
+            b"event: error\ndata: ",
+            {"error": OPENAI_ERROR},
+            {"type": "error", "code": None, "message": "no", "param": None},
+        ),
+        (Dialect.ANTHROPIC, b"event: error\ndata: ", ANTHROPIC_ERROR, ANTHROPIC_ERROR),
+    ],
+)
+def test_an_error_of_the_target_keeps_its_words(
+    dialect: Dialect, prefix: bytes, body: object, said: dict[str, object]
+):
+    """One line or event, whatever its layout was; with the members that only the target knows."""
+    text = words_of_refusal(dialect, 404, json.dumps(body, indent=2).encode())
+    assert text.startswith(prefix)
+    assert text.endswith(b"\n" if dialect is Dialect.OLLAMA else b"\n\n")
+    (line,) = text.removeprefix(prefix).splitlines()[:1]
+    assert json.loads(line) == said
+    assert text.removeprefix(prefix).strip() == line
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b" oops\n", "oops"),
+        (b"", ""),
+        (b"[1]", "[1]"),
+        (b'{"message": "no"}', '{"message": "no"}'),
+        (b'{"error": null}', '{"error": null}'),
+        (b"\xff", "\ufffd"),
+        (b"[" * 100_000, "[" * 500),
+        ("é".encode() * 600, "é" * 500),
+    ],
+)
+def test_what_is_no_error_of_the_dialect_is_told_with_its_status(dialect: Dialect, body: bytes, shown: str):
+    """Its first 500 characters, as the last words of a target that failed."""
+    sentence = f"the target answered with status 502: {shown}"
+    expected = last_words(dialect, stream_type(dialect), 502, "target_refused", sentence, after_newline=True)
+    assert words_of_refusal(dialect, 502, body) == expected
+
+
+@given(st.binary(), st.sampled_from(Dialect))
+def test_no_refusal_breaks_the_framing(body: bytes, dialect: Dialect):
+    """Whatever the target says, it is one line or one event with an error in it."""
+    text = words_of_refusal(dialect, 500, body)
+    assert text.rstrip(b"\n").count(b"\n") == text.startswith(b"event: error\n")
+    assert "error" in json.loads(text.removeprefix(b"event: error\n").removeprefix(b"data: ")).get(
+        "type", "error"
+    )

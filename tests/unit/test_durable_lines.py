@@ -1,12 +1,15 @@
 """The view of the durable lines: what the store said last, less what may not start."""
 
 from foreman.jobs.model import LineKey, LineView, Waiting
+from foreman.scheduler.keys import Wanted
 from foreman.worker.lines import DurableLines
 
 
-def view(model: str, count: int, job_id: str = "", *, takes_turn: bool = True, priority: int = 0) -> LineView:
+def view(
+    model: str, count: int, job_id: str = "", *, options: str = "", takes_turn: bool = True, priority: int = 0
+) -> LineView:
     job = Waiting(job_id, priority, 10.0, 1) if count else None
-    return LineView(LineKey(model, "", takes_turn), count, job, job)
+    return LineView(LineKey(model, options, takes_turn), count, job, job)
 
 
 def test_a_line_is_as_the_store_last_told_it() -> None:
@@ -17,7 +20,16 @@ def test_a_line_is_as_the_store_last_told_it() -> None:
     lines.put(view("b", 1, "3"))
     assert (lines.count, [line.head.job_id for line in lines.lines()]) == (4, ["2", "3"])
     lines.put(view("a", 0))
-    assert (lines.count, [line.model for line in lines.lines()]) == (1, ["b"])
+    assert (lines.count, [line.wanted for line in lines.lines()]) == (1, [Wanted("b")])
+
+
+def test_options_of_the_runner_keep_the_jobs_of_a_model_apart() -> None:
+    """A line is told with the text that the store keeps; which of them share a runner, the keys know."""
+    lines = DurableLines(lambda model: True)
+    lines.put(view("a", 2, "1"))
+    lines.put(view("a", 3, "2", options='{"num_ctx":512}'))
+    found = {line.wanted: line.head.job_id for line in lines.lines()}
+    assert found == {Wanted("a"): "1", Wanted("a", '{"num_ctx":512}'): "2"}
 
 
 def test_a_job_that_was_taken_waits_no_more() -> None:

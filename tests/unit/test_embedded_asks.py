@@ -144,6 +144,14 @@ def test_num_predict(given: dict[str, int], max_tokens: int):
     assert read_options(read_generate(body(prompt="x", options=given))).sampling.max_tokens == max_tokens
 
 
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    """Ollama reads every number as a float, and cuts it."""
+    options = {"num_ctx": 2048.0, "num_predict": 3.9, "seed": 1.0, "top_k": 2.0, "temperature": 0.5}
+    read = read_options(read_generate(body(prompt="x", options=options)))
+    assert (read.num_ctx, read.sampling) == (2048, Sampling(3, 0.5, 1, 2, None, (), None))
+    assert isinstance(read.num_ctx, int)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -323,3 +323,50 @@ async def test_stopping_cuts_a_pin(bench: Bench) -> None:
     await bench.inventory.refresh()
     assert bench.pins() == 1
     assert bench.clock.getDelayedCalls() == []
+
+
+async def test_paused(bench: Bench) -> None:
+    """Unloaded, it is not pinned again until the resume, and then at once; that is no eviction."""
+    bench.inventory.start()
+    bench.pass_seconds(60)
+    bench.embedder.pause()
+    bench.swapped_at = bench.clock.seconds()
+    for _ in range(3):
+        await bench.client.unload("embed")
+        bench.pass_seconds(600)
+    assert bench.pins() == 1
+    bench.embedder.resume()
+    bench.stub.flush()
+    assert (bench.pins(), bench.embedder.resident, bench.embedder.hint) == (2, True, None)
+    bench.embedder.resume()
+    await bench.inventory.stop()
+
+
+async def test_paused_before_the_start(bench: Bench) -> None:
+    """It is not even pinned for a moment; when its turn comes, it waits for a free one."""
+    bench.embedder.pause()
+    bench.inventory.start()
+    bench.pass_seconds(60)
+    assert bench.pins() == 0
+    bench.turn_free = False
+    bench.embedder.resume()
+    bench.pass_seconds(60)
+    assert bench.pins() == 0
+    bench.turn_free = True
+    bench.pass_seconds(60)
+    assert bench.pins() == 1
+    await bench.inventory.stop()
+
+
+async def test_a_pause_cuts_a_pin_under_way(bench: Bench) -> None:
+    """So that the load is not finished just then; the next pin is another."""
+    bench.fake.gpu.load_seconds = 20
+    bench.inventory.start()
+    bench.pass_seconds(5)
+    bench.embedder.pause()
+    bench.pass_seconds(60)
+    assert (bench.pins(), bench.fake.loads) == (1, [])
+    bench.embedder.resume()
+    bench.pass_seconds(60)
+    assert (bench.pins(), bench.embedder.resident) == (2, True)
+    await bench.inventory.stop()

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from attrs import evolve
 from contract_ollama import MESSAGES, OllamaContract, StoreContract, Target, ask, chat
 from treq.testing import StubTreq
 from twisted.internet.defer import Deferred
@@ -89,6 +90,51 @@ async def test_alternating_models_load_each_time(bench: Bench) -> None:
         await bench.ask("POST", "/api/generate", {"model": name})
     await bench.ask("POST", "/api/generate", {"model": "alpha", "options": {"num_ctx": 512}})
     assert bench.fake.loads == ["alpha:latest", "beta:latest", "alpha:latest", "alpha:latest"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reloads"),
+    [
+        ({}, {"options": {"num_ctx": 4096}}, False),
+        ({}, {"options": {"num_ctx": 4096.0, "temperature": 1, "num_predict": 1}}, False),
+        ({}, {"options": {"num_ctx": 2048}}, True),
+        ({}, {"options": {"num_ctx": 0}}, True),
+        ({"options": {"num_ctx": 0}}, {"options": {"num_ctx": 4}}, False),
+        ({}, {"options": {"num_thread": 8}}, True),
+        ({}, {"options": {"num_thread": 0, "main_gpu": 0, "num_batch": 512}, "shift": True}, False),
+        ({}, {"options": {"use_mmap": False}}, True),
+        ({}, {"options": {"use_mmap": None}}, False),
+        ({}, {"shift": False}, True),
+        ({}, {"shift": None}, False),
+        ({}, {"options": {"num_gpu": 10}}, True),
+        ({"options": {"num_gpu": 10}}, {}, False),
+        ({"options": {"num_gpu": 10}}, {"options": {"num_gpu": -1}}, False),
+        ({"options": {"num_gpu": 10}}, {"options": {"num_gpu": 11}}, True),
+    ],
+)
+async def test_runner_options_that_differ_reload(
+    bench: Bench, first: Any, second: Any, reloads: bool
+) -> None:
+    """As Ollama compares them: with its own values for what is unset, and any num_gpu for an open one."""
+    for more in (first, second):
+        await bench.ask("POST", "/api/generate", {"model": "alpha"} | more)
+    assert len(bench.fake.loads) == (2 if reloads else 1)
+
+
+async def test_a_models_own_runner_options_count(bench: Bench) -> None:
+    """A request overlays them; what it says again changes nothing. /api/show lists them."""
+    own = evolve(bench.fake.models[1], parameters={"use_mmap": False, "num_gpu": 3})
+    bench.fake.models[1] = own
+    shown = (await bench.ask("POST", "/api/show", {"model": "beta"})).json["parameters"]
+    assert [line.split() for line in shown.split("\n")] == [
+        ["num_ctx", "2048"],
+        ["num_gpu", "3"],
+        ["use_mmap", "false"],
+    ]
+    same = {"num_ctx": 2048, "num_gpu": 3, "use_mmap": False}
+    for options in ({}, same, {"num_gpu": 4}):
+        await bench.ask("POST", "/api/generate", {"model": "beta", "options": options})
+    assert bench.fake.loads == ["beta:latest"] * 2
 
 
 async def test_a_copy_runs_on_the_same_runner(bench: Bench) -> None:

@@ -74,7 +74,7 @@ async def test_before_the_first_poll(bench: Bench) -> None:
 
 
 async def test_a_poll_reads_everything(bench: Bench) -> None:
-    """Models with weights and num_ctx, what is loaded, and the version."""
+    """Models with weights and runner options, what is loaded, and the version."""
     bench.fake.models[1] = evolve(bench.fake.models[1], remote_host="https://ollama.com")
     await bench.inventory.client.pin("alpha")
     await bench.inventory.refresh()
@@ -82,10 +82,10 @@ async def test_a_poll_reads_everything(bench: Bench) -> None:
     model = bench.inventory.model("Alpha")
     assert model is not None
     assert (model.name, model.digest, model.weights) == ("alpha:latest", alpha.digest, {alpha.weights})
-    assert (model.num_ctx, model.remote) == (None, False)
+    assert (model.options, model.remote) == ("", False)
     other = bench.inventory.model("library/beta:latest")
     assert other is not None
-    assert (other.num_ctx, other.remote) == (2048, True)
+    assert (other.options, other.remote) == ('{"num_ctx":2048}', True)
     assert bench.inventory.model_by_digest(beta.digest) == other
     assert bench.inventory.model_by_digest("nothing") is None
     assert [entry.name for entry in bench.inventory.loaded] == ["alpha:latest"]
@@ -130,7 +130,7 @@ async def test_a_failed_show_is_tried_again(bench: Bench) -> None:
     bench.fake.fail("/api/show", 500)
     await bench.inventory.refresh()
     assert bench.inventory.model("alpha").weights == {alpha.digest}
-    assert bench.inventory.model("alpha").num_ctx is None
+    assert bench.inventory.model("alpha").options == ""
     assert bench.inventory.model("beta").weights == {beta.weights}
     await bench.inventory.refresh()
     assert bench.inventory.model("alpha").weights == {alpha.weights}
@@ -144,7 +144,7 @@ async def test_a_show_without_weights_is_read_once(bench: Bench) -> None:
     await bench.inventory.refresh()
     await bench.inventory.refresh()
     model = bench.inventory.model("alpha")
-    assert (model.weights, model.num_ctx) == ({model.digest}, 512)
+    assert (model.weights, model.options) == ({model.digest}, '{"num_ctx":512}')
     assert bench.count("/api/show") == 1
 
 

@@ -8,9 +8,11 @@ from web_jobs_bench import EVERY_FIELD, make_bench
 
 from foreman.errors import InvalidFields
 from foreman.jobs.submission import parse
+from foreman.web import outlook
 from foreman.web.problems import problem
 
-PAGE = (Path(__file__).parents[2] / "docs/reference/http.md").read_text("utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/reference/http.md").read_text("utf-8")
 
 
 def section(heading: str) -> str:
@@ -29,7 +31,8 @@ def test_fields_of_job() -> None:
     names = first_cells(section("Handing in a job"), "Field of `job`")
     example = re.findall(r"```json\n(.*?)```", section("Handing in a job"), re.S)[0]
     assert set(json.loads(example)["job"]) == set(names)
-    assert parse(example.encode(), "x", 0.0).timeout == 600
+    now = 1_796_000_000.0  # the day before its run_at
+    assert parse(example.encode(), "x", now).timeout == 600
     try:
         parse(b'{"model":"m","prompt":"p","job":{"x":1}}', "x", 0.0)
     except InvalidFields as error:
@@ -65,3 +68,36 @@ def test_receipt() -> None:
 def test_parameters_of_lists() -> None:
     """Those that foreman reads."""
     assert first_cells(section("Lists"), "Parameter") == ["status", "model", "limit", "after"]
+
+
+def test_reasons_to_wait() -> None:
+    """The table has those that the code gives, and the example has the data of its row."""
+    section = PAGE.partition("\n#### Waiting\n")[2].partition("\n##")[0]
+    source = (ROOT / "foreman/web/outlook.py").read_text("utf-8")
+    held = (ROOT / "foreman/service.py").read_text("utf-8")
+    given = {
+        *re.findall(r'"reason": "(\w+)"', source),
+        *re.findall(r'_until\("(\w+)"', source),
+        *re.findall(r'Hold\("(\w+)"', held),
+    }
+    assert set(first_cells(section, "Reason")) == given
+    example = json.loads(re.findall(r"```json\n(.*?)```", section, re.S)[0])
+    shown = outlook._model_line("llama3.2", 3, 1, 78)
+    assert (example, list(example)) == (shown, list(shown))
+
+
+def test_fields_of_the_queue() -> None:
+    """The table has each part, and the example every field of each part."""
+    section = PAGE.partition("\n## The queue\n")[2].partition("\n## ")[0]
+    example = json.loads(re.findall(r"```json\n(.*?)```", section, re.S)[0])
+    with make_bench() as bench:
+        report = bench.ask("GET", "/queue").json
+    assert list(example) == list(report)
+    table = section.partition("| Field of the queue |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == list(report)
+    fields = {name for part in ("turn", "swaps") for name in example[part]}
+    fields |= {name for part in ("lines", "resident") for name in example[part][0]}
+    fields |= set(example["swaps"]["last"][0]) | set(example["advice"][0])
+    assert {name for name in fields if f"`{name}`" not in table} == set()
+    codes = set(re.findall(r'Advice\("(\w+)"', (ROOT / "foreman/scheduler/advice.py").read_text("utf-8")))
+    assert set(first_cells(section, "Advice")) == codes

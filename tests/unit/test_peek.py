@@ -65,6 +65,7 @@ def expected(fields: dict[str, Any], route: Route) -> Peek:
         model=model if isinstance(model, str) and model else None,
         streams=streams and not loads and route.streaming is not Streaming.NEVER,
         unloads=loads and zero,
+        loads=loads and not zero,
     )
 
 
@@ -226,6 +227,27 @@ def test_the_unload_form(keep_alive: bytes, unloads: bool):
     assert peek(b'{"prompt": "", "keep_alive": %b}' % keep_alive, GENERATE).unloads is unloads
     assert not peek(b'{"messages": [1], "keep_alive": %b}' % keep_alive).unloads
     assert not peek(b'{"keep_alive": %b}' % keep_alive, V1).unloads
+    # With any other lifetime it is the load form.
+    assert peek(b'{"keep_alive": %b}' % keep_alive).loads is not unloads
+    assert not peek(b'{"messages": [1], "keep_alive": %b}' % keep_alive).loads
+    assert not peek(b'{"keep_alive": %b}' % keep_alive, V1).loads
+
+
+@pytest.mark.parametrize(
+    ("route", "options"),
+    [
+        (CHAT, '{"num_ctx":512,"shift":false}'),
+        (GENERATE, '{"num_ctx":512,"shift":false}'),
+        (V1, ""),
+        (find(b"/v1/messages"), ""),
+        (find(b"/v1/new"), ""),
+    ],
+)
+def test_the_runner_options(route: Route, options: str):
+    """Ollama's own routes know them, the others ignore them, and so does the look."""
+    body = b'{"model": "a", "options": {"num_ctx": 512.0, "seed": 1}, "shift": false}'
+    assert peek(body, route).options == peek(body + b" x", route).options == options
+    assert peek(b'{"model": "a"}', route).options == ""
 
 
 FORM = b"multipart/form-data; boundary=x"

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreman.quantities import format_duration, format_size, parse_duration, parse_size
+from foreman.quantities import (
+    format_duration,
+    format_moment,
+    format_size,
+    parse_duration,
+    parse_moment,
+    parse_size,
+)
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST = 2**63 / 1e9
@@ -162,3 +169,56 @@ def test_size_is_short() -> None:
         "8388609",
         "3TiB",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1970-01-01T00:00:00Z", 0.0),
+        ("2026-12-01T02:00:00Z", 1796090400.0),
+        ("2026-12-01T03:00:00.25+01:00", 1796090400.25),
+        ("2026-11-30T18:30:00-07:30", 1796090400.0),
+        ("2026-12-01t02:00:00.123456789z", 1796090400.123456),
+        ("2026-12-01 02:00:00Z", 1796090400.0),  # RFC 3339 §5.6 allows it
+        ("1969-12-31T23:59:59Z", -1.0),
+    ],
+)
+def test_moment(text: str, seconds: float) -> None:
+    """RFC 3339, with a zone and to the microsecond."""
+    assert parse_moment(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tomorrow",
+        "1796090400",
+        "2026-12-01",
+        "2026-12-01T02:00Z",
+        "2026-12-01T02:00:00",
+        "2026-12-01T02:00:00+0100",
+        "20261201T020000Z",
+        "2026-W49-2T02:00:00Z",
+        "2026-02-30T02:00:00Z",
+        "2026-12-01T24:00:00Z",
+        "2026-12-01T02:00:60Z",
+        "2026-12-01T02:00:00+24:00",
+        "2026-12-01T02:00:00Z\n",
+        "9999-12-31T23:59:59-01:00",
+        "0001-01-01T00:00:00+01:00",
+        "２０26-12-01T02:00:00Z",
+    ],
+)
+def test_no_moment(text: str) -> None:
+    """The sentence shows how one is written."""
+    with pytest.raises(ValueError, match="2026-12-01T02:00:00Z"):
+        parse_moment(text)
+
+
+@given(st.integers(-62_135_596_800_000, 253_402_300_799_000))
+def test_moment_round_trip(milliseconds: int) -> None:
+    """What is shown can be read, to the millisecond."""
+    shown = format_moment(milliseconds / 1000)
+    assert shown is not None
+    assert parse_moment(shown) == pytest.approx(milliseconds / 1000, abs=0.00101)

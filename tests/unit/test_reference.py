@@ -151,7 +151,7 @@ def test_error_reference_shows_sentences_of_the_code() -> None:
 def test_error_reference_shows_the_codes_of_own_paths() -> None:
     """What Klein refuses has its codes too."""
     nobody: Any = None  # no job is asked
-    client = StubTreq(App(Health({}), nobody, nobody, nobody).resource())
+    client = StubTreq(App(Health({}), nobody, nobody, nobody, nobody, nobody).resource())
     seen = set()
     for method, path in (("GET", "/healthz/x"), ("POST", "/healthz")):
         texts: list[str] = []

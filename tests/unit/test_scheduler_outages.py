@@ -50,3 +50,26 @@ def test_many_outages_take_no_more_memory() -> None:
     assert waiting.now() == 5000
     assert waiting.at(9998.5) == 4999
     assert len(waiting._ends) <= 1000
+
+
+def test_a_stop_that_began_earlier() -> None:
+    """In an earlier life, say: what waited then has waited no longer than until that moment."""
+    clock = Clock()
+    clock.advance(1000)
+    waiting = WaitingClock(clock)
+    waiting.stop(400)
+    assert waiting.now() - waiting.at(300) == 100
+    clock.advance(500)
+    assert waiting.now() - waiting.at(300) == 100
+    waiting.stop()
+    waiting.stop(600)
+    assert waiting.now() - waiting.at(300) == 100
+    waiting.go_on()
+    clock.advance(50)
+    assert waiting.now() - waiting.at(300) == 150
+    # Within an outage that is over nothing is taken away twice.
+    waiting.stop(500)
+    assert waiting.now() - waiting.at(300) == 100
+    waiting.go_on()
+    clock.advance(1)
+    assert waiting.now() - waiting.at(300) == 101

@@ -25,15 +25,17 @@ def chosen(
     visits: dict[Lane, Visit] | None = None,
     durable_owed: bool = False,
     limits: Limits = LIMITS,
+    held: ModelKey | None = None,
+    won: tuple[Lane, ModelKey] | None = None,
 ) -> Choice:
-    choice = choose(lines, residents, visits or {}, NOW, durable_owed, limits)
+    choice = choose(lines, residents, visits or {}, dict.fromkeys(Lane, NOW), durable_owed, limits, held, won)
     assert choice is not None
     return choice
 
 
 def test_nothing_waits() -> None:
     """With no line there is nothing to choose."""
-    assert choose([], {A}, {INTERACTIVE: Visit(A, 1.0)}, NOW, True, LIMITS) is None
+    assert choose([], {A}, {INTERACTIVE: Visit(A, 1.0)}, dict.fromkeys(Lane, NOW), True, LIMITS) is None
 
 
 @pytest.mark.parametrize(
@@ -159,3 +161,51 @@ def test_jobs_of_one_instant_go_in_the_order_of_their_arrival() -> None:
     assert chosen([second, first]).job_id == "first"
     both_late = evolve(LIMITS, interactive_max_wait=0.0)
     assert chosen([second, first], limits=both_late).job_id == "first"
+
+
+def test_with_a_place_beside_running_jobs_their_key_counts_as_resident() -> None:
+    """Its first byte may not have come: what wants it shares the load."""
+    lines = [line(INTERACTIVE, A, 1), line(INTERACTIVE, B, 4)]
+    assert chosen(lines, held=A).key == A
+    assert chosen(lines, held=None).key == B
+
+
+def test_a_line_that_has_won_is_chosen_again_while_the_others_run() -> None:
+    """Whatever comes meanwhile: a resident line, one in its visit, or one that is overdue."""
+    lines = [line(INTERACTIVE, A, LATE), line(DURABLE, B, FRESH), line(INTERACTIVE, C, LATE)]
+    visits = {INTERACTIVE: Visit(A, 1.0), DURABLE: Visit(B, 0.0, won_by=Why.HEAD)}
+    choice = chosen(lines, {A}, visits, held=A, won=(DURABLE, B))
+    assert (choice.lane, choice.key, choice.why) == (DURABLE, B, Why.HEAD)
+    interrupted = {DURABLE: Visit(B, 5.0)}
+    assert chosen(lines, {A}, interrupted, held=A, won=(DURABLE, B)).why is Why.VISIT
+
+
+def test_a_line_that_has_won_and_is_empty_holds_nobody_up() -> None:
+    """Its jobs have left: the place is anybody's again."""
+    assert chosen([line(INTERACTIVE, A)], held=A, won=(DURABLE, B)).key == A
+
+
+def test_a_visit_that_was_won_gets_its_first_job_before_it_can_be_over() -> None:
+    """Also when a visit's time is 0, and it is won by what it was won by: the longest-waiting job first."""
+    limits = evolve(LIMITS, durable_visit=0.0)
+    lines = [line(DURABLE, A, 2 * LATE), line(DURABLE, B, LATE)]
+    choice = chosen(lines, set(), {DURABLE: Visit(B, 0.0, won_by=Why.OVERDUE)}, limits=limits)
+    assert (choice.key, choice.why, choice.begins_visit, choice.overdue) == (B, Why.OVERDUE, True, True)
+
+
+def test_a_visit_that_was_only_won_does_not_press_its_lane() -> None:
+    """It has loaded nothing yet: the other lane's resident line is not broken off for it."""
+    lines = [line(INTERACTIVE, A), line(DURABLE, B, FRESH)]
+    for won_by, lane in [(Why.HEAD, INTERACTIVE), (None, DURABLE)]:
+        visits = {INTERACTIVE: Visit(A, 1.0), DURABLE: Visit(B, 0.0, won_by=won_by)}
+        assert chosen(lines, {A}, visits, durable_owed=True).lane is lane
+
+
+def test_each_lane_has_its_own_clock() -> None:
+    """A line is overdue by the clock of its lane, which stands still while the lane is held back."""
+    waits = [line(INTERACTIVE, A, 6.0), line(DURABLE, B, LATE)]
+    late = choose(waits, set(), {}, {INTERACTIVE: NOW, DURABLE: NOW - 3000}, True, LIMITS)
+    early = choose(waits, set(), {}, {INTERACTIVE: NOW - 3, DURABLE: NOW}, False, LIMITS)
+    assert late is not None
+    assert early is not None
+    assert (late.lane, early.lane) == (INTERACTIVE, DURABLE)

@@ -60,6 +60,11 @@ def test_defaults() -> None:
         "interactive_visit": 30.0,
         "durable_visit": 600.0,
         "interactive_share": 0.8,
+        "parallel": 1,
+        "interactive_limit": 512,
+        "durable_hours": {"ranges": ()},
+        "queue_limit": 100_000,
+        "queue_headers_after": 60.0,
         "retain_succeeded": 86400.0,
         "retain_failed": 604800.0,
         "retain_deliveries": 1209600.0,
@@ -195,6 +200,14 @@ def test_target_url_missing(environment: dict[str, str]) -> None:
         ("INTERACTIVE_SHARE", "1.1", "a share is a number from 0 to 1."),
         ("INTERACTIVE_SHARE", "nan", "a share is a number from 0 to 1."),
         ("INTERACTIVE_SHARE", "most", "a share is a number from 0 to 1."),
+        ("QUEUE_LIMIT", "0", "it is a whole number from 1 to 100000000."),
+        ("QUEUE_LIMIT", "many", "it is a whole number from 1 to 100000000."),
+        ("QUEUE_LIMIT", "1000000000", "it is a whole number from 1 to 100000000."),
+        (
+            "DURABLE_HOURS",
+            "nights",
+            "times of day are written as in 22:00-07:00, several with commas between.",
+        ),
     ],
 )
 def test_refusal_names_variable_value_and_what_is_allowed(name: str, text: str, sentence: str) -> None:
@@ -289,3 +302,8 @@ def test_unknown_variables_are_named_with_a_near_match() -> None:
         "FOREMAN_OLAMA_TOKEN is not a setting; did you mean FOREMAN_OLLAMA_TOKEN?",
         "FOREMAN_XYZZY is not a setting.",
     ]
+
+
+def test_durable_hours() -> None:
+    """In minutes of the day."""
+    assert read(DURABLE_HOURS="22:00-07:00").durable_hours.ranges == ((1320, 420),)

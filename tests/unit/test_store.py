@@ -32,6 +32,7 @@ async def life(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
             compose_plainly,
             OWNER_URL,
             max_interruptions=life.max_interruptions,
+            queue_limit=life.queue_limit,
         )
         opened.append(store)
         await store.open()

@@ -70,6 +70,7 @@ def test_every_field() -> None:
         "metadata": metadata,
         "timeout": "10m",
         "start_within": "6h",
+        "run_at": "2027-01-15T08:00:10.5+00:00",
         "max_attempts": 100,
         "on_interrupt": "fail",
         "transcript": True,
@@ -78,7 +79,9 @@ def test_every_field() -> None:
     url = "http://10.0.0.5:9000/hook?x=1"
     found = submit({"model": "m", "prompt": "p", "job": job, "state_webhook_url": url})
     assert (found.endpoint, found.priority, found.metadata) == ("/api/chat", -7, metadata)
-    assert (found.timeout, found.start_deadline) == (600.0, NOW + 21600.0)
+    # What may not start yet has all its time still to come.
+    assert (found.timeout, found.start_deadline) == (600.0, NOW + 10.5 + 21600.0)
+    assert found.run_at == NOW + 10.5
     assert (found.max_attempts, found.on_interrupt, found.transcript) == (100, "fail", True)
     assert (found.webhook_url, found.webhook_events) == (url, ("job.failed", "job.succeeded"))
     assert found.body == b'{"model": "m", "prompt": "p"}'
@@ -167,6 +170,9 @@ def test_endpoint_that_cannot_be_told(body: dict[str, Any]) -> None:
         ),
         ({"options": {"num_ctx": "x", "num_gpu": 1e300}}, ""),
         ({"options": 3}, ""),
+        ({"OPTIONS": {"num_ctx": 512, "NUM_GPU": 1}, "Shift": False}, '{"num_ctx":512,"shift":false}'),
+        ({"options": {"num_ctx": 512}, "Options": None}, ""),
+        ({"shift": False, "SHIFT": None}, ""),
     ],
 )
 def test_option_key(fields: dict[str, Any], key: str) -> None:
@@ -174,12 +180,24 @@ def test_option_key(fields: dict[str, Any], key: str) -> None:
     assert submit({"model": "m", "prompt": "p", **fields}).line.option_key == key
 
 
+def test_run_at_that_is_past() -> None:
+    """It means now: the time to start begins with the submission."""
+    found = with_job({"run_at": "1999-12-31T23:59:59Z", "start_within": "6h"})
+    assert found.start_deadline == NOW + 21600.0
+    assert found.run_at == 946684799.0
+
+
 @pytest.mark.parametrize(
     ("job", "pointer", "word"),
     [
         (3, "/job", "object"),
         ([], "/job", "object"),
-        ({"run_at": "2026-12-01T02:00:00Z"}, "/job/run_at", "no field"),
+        ({"retain_for": "24h"}, "/job/retain_for", "no field"),
+        ({"run_at": 1_796_090_400}, "/job/run_at", "2026-12-01T02:00:00Z"),
+        ({"run_at": "2026-12-01T02:00:00"}, "/job/run_at", "+01:00"),
+        ({"run_at": "tomorrow"}, "/job/run_at", "a moment is written as"),
+        ({"run_at": "2028-01-17T08:00:00Z"}, "/job/run_at", "8784h"),
+        ({"run_at": "9999-12-31T23:59:59-01:00"}, "/job/run_at", "a moment is written as"),
         ({"a/b~c": 1}, "/job/a~1b~0c", "no field"),
         ({"Priority": 1}, "/job/Priority", "no field"),
         ({"endpoint": "/v1/chat/completions"}, "/job/endpoint", "/api/embed"),

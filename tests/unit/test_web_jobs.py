@@ -105,26 +105,34 @@ def test_model_that_is_not_installed(bench: Bench) -> None:
 def test_model_that_may_come(bench: Bench) -> None:
     """No look with `start_within`, for a cloud's model, or while nobody knows what is installed."""
     job_id = bench.submit({"model": "later"}, start_within="6h")
-    assert bench.show(job_id)["waiting_for"] == "model"
+    assert bench.reason(job_id) == "model_missing"
     assert bench.show(job_id)["start_deadline"] == "2027-01-15T14:00:00.250Z"
-    assert bench.show(bench.submit({"model": "big:120b-cloud"}))["waiting_for"] == "turn"
+    assert bench.reason(bench.submit({"model": "big:120b-cloud"})) == "running_job"
     bench.inventory.known = False
-    assert bench.show(bench.submit({"model": "who-knows"}))["waiting_for"] == "turn"
+    assert bench.reason(bench.submit({"model": "who-knows"})) == "model_line"
     assert bench.inventory.looks == []
 
 
 def test_waiting_for(bench: Bench) -> None:
     """What holds up a job that waits; nothing for one that does not."""
     job_id = bench.submit()
-    assert bench.show(job_id)["waiting_for"] == "turn"
-    bench.reachable = False
-    assert bench.show(job_id)["waiting_for"] == "target"
+    assert bench.reason(job_id) == "model_line"
+    bench.target.up, bench.target.reason = False, "connection refused"
+    assert bench.show(job_id)["waiting_for"] == {
+        "reason": "target_unreachable",
+        "text": "the target cannot be reached: connection refused",
+    }
     claimed = bench.claim(job_id)
     assert bench.show(job_id)["waiting_for"] is None
     bench.end(claimed, Transition.RETRIED, not_before=NOW + 60)
     shown = bench.show(job_id)
-    assert (shown["waiting_for"], shown["queue_position"]) == ("backoff", None)
+    assert shown["queue_position"] is None
     assert shown["not_before"] == "2027-01-15T08:01:00.250Z"
+    assert shown["waiting_for"] == {
+        "reason": "backoff",
+        "until": "2027-01-15T08:01:00.250Z",
+        "text": "its last attempt failed, and the next one is not made before 2027-01-15T08:01:00.250Z",
+    }
 
 
 def test_model_that_runs_elsewhere(bench: Bench) -> None:

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from worker_bench import Bench
 
 from foreman.errors import ForemanError
+from foreman.scheduler.keys import Wanted
 from foreman.testing.scripted import Canned
 
 Make = Callable[..., Bench]
@@ -312,7 +313,7 @@ def interactive(bench: Bench, model: str = "alpha") -> tuple[list[float], "Defer
     done: Deferred[None] = Deferred()
 
     async def work() -> None:
-        async with bench.turn.take(f"native {model}", model) as grant:
+        async with bench.turn.take(f"native {model}", Wanted(model)) as grant:
             started.append(bench.clock.seconds())
             grant.first_byte()
             await done

@@ -10,10 +10,11 @@ from raw_client import LIMIT_SECONDS, Answer, RawClient, ask, connect
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 
+from foreman.daemon import Parts
 from foreman.errors import Stopping
 from foreman.jobs.database import open_pools
 from foreman.listener import Listener, bind
-from foreman.service import _Parts, _wire
+from foreman.service import _wire
 from foreman.settings import load
 from foreman.testing.replay import Recording, ReplayTarget
 
@@ -25,7 +26,7 @@ class Front:
     """foreman, listening. The inventory does not poll unless a test starts it."""
 
     reactor: Any
-    parts: _Parts
+    parts: Parts
     listener: Listener
     port: int
     until: Callable[[Callable[[], object]], Awaitable[None]]
@@ -44,6 +45,7 @@ class Front:
         await self.listener.close()
         parts.native.stop()
         parts.turn.close(Stopping())
+        parts.native.cut_loads()
         parts.relay.cut_all(Stopping())
         await parts.site.abort(0.1)
         await parts.inventory.stop()

@@ -14,10 +14,11 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from foreman.daemon import Parts
 from foreman.errors import Stopping
 from foreman.jobs.database import open_pools
 from foreman.listener import Listener, bind
-from foreman.service import _Parts, _wire
+from foreman.service import _wire
 from foreman.settings import load
 from foreman.testing.ollama import FakeOllama
 
@@ -189,7 +190,7 @@ class Client(Protocol):
 class Wired:
     """A foreman that accepts connections."""
 
-    parts: _Parts
+    parts: Parts
     target: FakeOllama
     listener: Listener
     folder: Path

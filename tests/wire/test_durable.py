@@ -205,7 +205,7 @@ async def test_a_model_that_is_not_there(d: Durable, place: Place):
     job_id = await d.submit(saying("gamma", "patient"), start_within="1h")
     assert (await d.end(await d.submit(saying("alpha", "passes"))))["status"] == "succeeded"
     job = await d.show(job_id)
-    assert (job["status"], job["waiting_for"]) == ("queued", "model")
+    assert (job["status"], job["waiting_for"]["reason"]) == ("queued", "model_missing")
     assert (await d.r.ask("/api/pull", {"model": "gamma"})).status == 200
     job = await d.end(job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 1)

@@ -1,6 +1,9 @@
 -- name: lines
 SELECT takes_turn, model, option_key FROM line WHERE waiting > 0;
 
+-- name: waiting
+SELECT jobs FROM waiting;
+
 -- name: line_count
 SELECT waiting FROM line
 WHERE takes_turn = :takes_turn AND model = :model AND option_key = :option_key;
@@ -24,7 +27,8 @@ SELECT takes_turn, model, option_key, priority, waiting_since, seq FROM job
 WHERE id = :job_id AND status = 'queued' AND not_before IS NULL;
 
 -- name: line_ahead
--- In two parts, each of which is one range of the index.
+-- In three parts, each of which is one range of the index: of a comparison of two columns at once SQLite takes
+-- the first one only for its range, and jobs that were released together are of one moment.
 SELECT (
     SELECT count(*) FROM job INDEXED BY job_head
     WHERE status = 'queued' AND not_before IS NULL
@@ -34,17 +38,30 @@ SELECT (
     SELECT count(*) FROM job INDEXED BY job_head
     WHERE status = 'queued' AND not_before IS NULL
         AND takes_turn = :takes_turn AND model = :model AND option_key = :option_key
-        AND priority = :priority AND (waiting_since, seq) < (:waiting_since, :seq)
+        AND priority = :priority AND waiting_since < :waiting_since
+) + (
+    SELECT count(*) FROM job INDEXED BY job_head
+    WHERE status = 'queued' AND not_before IS NULL
+        AND takes_turn = :takes_turn AND model = :model AND option_key = :option_key
+        AND priority = :priority AND waiting_since = :waiting_since AND seq < :seq
 );
 
 -- name: line_behind
--- At most so many: a job that has just come has few behind it, whatever is before it.
+-- At most so many of each part: a job that has just come has few behind it, whatever is before it.
 SELECT (
     SELECT count(*) FROM (
         SELECT 1 FROM job INDEXED BY job_head
         WHERE status = 'queued' AND not_before IS NULL
             AND takes_turn = :takes_turn AND model = :model AND option_key = :option_key
-            AND priority = :priority AND (waiting_since, seq) > (:waiting_since, :seq)
+            AND priority = :priority AND waiting_since = :waiting_since AND seq > :seq
+        LIMIT :limit
+    )
+) + (
+    SELECT count(*) FROM (
+        SELECT 1 FROM job INDEXED BY job_head
+        WHERE status = 'queued' AND not_before IS NULL
+            AND takes_turn = :takes_turn AND model = :model AND option_key = :option_key
+            AND priority = :priority AND waiting_since > :waiting_since
         LIMIT :limit
     )
 ) + (

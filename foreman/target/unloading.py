@@ -1,0 +1,49 @@
+"""Unloading: gives the memory of the GPU back to its owner."""
+
+from attrs import define
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from foreman.errors import ForemanError
+from foreman.target.client import OllamaClient
+
+LOOK_SECONDS = 0.5
+
+
+@define(eq=False)
+class Unloader:
+    """Unloads what the target has in memory. `limit` is how many seconds that may take in all.
+
+    The target answers at once, and unloads after what runs there: an aborted prompt is first finished.
+    """
+
+    _clock: IReactorTime
+    _client: OllamaClient
+    _limit: float
+    _log = Logger()
+
+    async def unload(self) -> bool:
+        """Whether nothing is loaded any more, at two looks in a row: a load that was aborted may end all the
+        same, and is not in the list before its end. A target that is away is asked again, up to the limit.
+
+        What is loaded still is told again at each look: a request that came in between may have set its
+        time anew.
+        """
+        deadline = self._clock.seconds() + self._limit
+        was_empty = False
+        while True:
+            try:
+                loaded = sorted(entry.name for entry in await self._client.ps())
+                if not loaded and was_empty:
+                    return True
+                was_empty = not loaded
+                for name in loaded:
+                    await self._client.unload(name)
+                why = f"{', '.join(loaded)} still in memory"
+            except ForemanError as error:
+                was_empty, why = False, str(error)
+            if not was_empty and self._clock.seconds() + LOOK_SECONDS > deadline:
+                self._log.warn("the target's models could not be unloaded: {why}", why=why)
+                return False
+            await deferLater(self._clock, LOOK_SECONDS)

@@ -1,0 +1,129 @@
+"""Unloading: every model is told, and it is over when none is in memory."""
+
+import json
+from typing import Any
+
+import pytest
+from test_embedder import Bench
+from twisted.internet.defer import Deferred
+
+from foreman.target.unloading import Unloader
+
+LIMIT = 10.0
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def begin(bench: Bench) -> list[bool]:
+    results: list[bool] = []
+    unloading = Deferred.fromCoroutine(Unloader(bench.clock, bench.client, LIMIT).unload())
+    unloading.addCallback(results.append)
+    return results
+
+
+def told(bench: Bench) -> list[str]:
+    """The models that were told, in order."""
+    bodies: list[Any] = [json.loads(exchange.body) for exchange in bench.fake.seen("/api/generate")]
+    assert all(set(body) == {"model", "keep_alive"} for body in bodies)
+    return [body["model"] for body in bodies if body["keep_alive"] == 0]
+
+
+def pass_seconds(bench: Bench, seconds: float) -> None:
+    for _ in range(round(seconds / 0.25)):
+        bench.clock.advance(0.25)
+        bench.stub.flush()
+
+
+async def test_nothing_to_do(bench: Bench) -> None:
+    """It is looked twice, because a load is not in the list before its end."""
+    results = begin(bench)
+    pass_seconds(bench, 0.5)
+    assert (results, told(bench)) == ([True], [])
+    assert not bench.clock.getDelayedCalls()
+
+
+async def test_all_of_them(bench: Bench) -> None:
+    """The pinned embedder, too; nobody is told twice in vain."""
+    await bench.client.pin("embed")
+    await bench.client.pin("alpha")
+    results = begin(bench)
+    pass_seconds(bench, 1.0)
+    assert results == [True]
+    assert told(bench) == ["alpha:latest", "embed:latest"]
+    assert not bench.fake.gpu.resident()
+
+
+async def test_one_that_finishes_first(bench: Bench) -> None:
+    """A target unloads after what runs there: it is waited for."""
+    bench.fake.token_interval = 1.0
+    running = Deferred.fromCoroutine(bench.use("alpha", prompt="p", keep_alive=0, stream=False))
+    results = begin(bench)
+    pass_seconds(bench, 3.0)
+    assert results == []
+    pass_seconds(bench, 2.5)
+    await running
+    assert results == [True]
+
+
+async def test_one_that_was_about_to_be_loaded(bench: Bench) -> None:
+    """A model that appears while another goes is told, too."""
+    await bench.client.pin("embed")
+    bench.fake.gpu.load_seconds = 0.2
+    bench.fake.hold("/api/embed")
+    loading = Deferred.fromCoroutine(bench.client.pin("alpha"))
+    results = begin(bench)
+    assert told(bench) == ["embed:latest"]
+    pass_seconds(bench, 0.25)
+    bench.fake.release()
+    bench.stub.flush()
+    pass_seconds(bench, 1.5)
+    await loading
+    assert results == [True]
+    assert "alpha:latest" in told(bench)
+
+
+async def test_an_aborted_load_that_ends_all_the_same(bench: Bench) -> None:
+    """Nothing is loaded at the first look, and something is at the next."""
+    results = begin(bench)
+    await bench.client.pin("alpha")
+    pass_seconds(bench, 0.5)
+    assert (results, told(bench)) == ([], ["alpha:latest"])
+    pass_seconds(bench, 1.0)
+    assert results == [True]
+
+
+async def test_gives_up(bench: Bench) -> None:
+    """A target that keeps a model, or is away, is asked up to the limit."""
+    bench.refused = True
+    results = begin(bench)
+    pass_seconds(bench, LIMIT - 1)
+    assert results == []
+    pass_seconds(bench, 1.0)
+    assert results == [False]
+    assert not bench.clock.getDelayedCalls()
+
+
+async def test_a_target_that_comes_back(bench: Bench) -> None:
+    """What was not answered is asked again."""
+    await bench.client.pin("alpha")
+    bench.refused = True
+    results = begin(bench)
+    pass_seconds(bench, 2.0)
+    assert results == []
+    bench.refused = False
+    pass_seconds(bench, 1.5)
+    assert results == [True]
+    assert told(bench) == ["alpha:latest"]
+
+
+async def test_cancelled(bench: Bench) -> None:
+    """It asks no more."""
+    bench.refused = True
+    unloading = Deferred.fromCoroutine(Unloader(bench.clock, bench.client, LIMIT).unload())
+    unloading.addErrback(lambda failure: failure.value)
+    unloading.cancel()
+    assert type(await unloading).__name__ == "CancelledError"
+    assert not bench.clock.getDelayedCalls()
