@@ -250,7 +250,18 @@ def show_jobs(daemon: Daemon, receiver: Receiver) -> bool:
         status, content = fetch(f"{daemon.url}{artifact['url']}")
         print(f"  {status}  {artifact['name']:<13}  {len(content)} bytes of {artifact['content_type']}")
     told = show_webhooks(receiver, ids)
-    return told and loads <= len(MODELS) and all(job["status"] == "succeeded" for job in jobs)
+    spared = show_swaps(daemon)
+    return told and spared and loads <= len(MODELS) and all(job["status"] == "succeeded" for job in jobs)
+
+
+def show_swaps(daemon: Daemon) -> bool:
+    """What foreman itself counts; whether it has spared any load."""
+    swaps = json.loads(fetch(f"{daemon.url}/queue")[1])["swaps"]["day"]
+    print("\nWhat GET /queue says of all this:")
+    print(
+        f"  {swaps['done']} swaps, and {swaps['avoided']} avoided that first-come-first-served would have made"
+    )
+    return bool(swaps["avoided"] > 0)
 
 
 def show_webhooks(receiver: Receiver, ids: list[str]) -> bool:
