@@ -258,9 +258,7 @@ def show_swaps(daemon: Daemon) -> bool:
     """What foreman itself counts; whether it has spared any load."""
     swaps = json.loads(fetch(f"{daemon.url}/queue")[1])["swaps"]["day"]
     print("\nWhat GET /queue says of all this:")
-    print(
-        f"  {swaps['done']} swaps, and {swaps['avoided']} avoided that first-come-first-served would have made"
-    )
+    print(f"  {swaps['done']} swaps, and {swaps['avoided']} avoided beside first-come-first-served")
     return bool(swaps["avoided"] > 0)
 
 
