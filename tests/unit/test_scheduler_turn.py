@@ -775,9 +775,11 @@ def test_a_win_is_lost_to_the_other_lane_when_that_goes_first() -> None:
     bench.come("batch", model="b", lane=DURABLE)
     bench.grant("chat 1").first_byte()
     bench.come("chat 2")
+    assert bench.turn.visits[DURABLE].since == 0
+    bench.clock.advance(3)
     bench.leave("chat 1")
     assert bench.granted == ["chat 1", "chat 2"]
-    assert DURABLE not in bench.turn.visits or bench.turn.visits[DURABLE].won_by is not None
+    assert bench.turn.visits[DURABLE].since == 3  # it has won anew, beside the second chat
     bench.leave("chat 2")
     assert bench.grant("batch").why is Why.HEAD
     bench.leave("batch")
