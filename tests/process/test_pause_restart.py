@@ -70,7 +70,7 @@ def test_over_while_foreman_was_down(tmp_path: Path) -> None:
             time.sleep(1.0)
             life = Life.begin(tmp_path, port, target.url)
             assert ask(port, "GET", "/queue")[1]["paused"] == {}
-            wait_until_all_ended(port, PATIENCE_SECONDS)
+            until(lambda: ask(port, "GET", f"/jobs/{scheduled}")[1]["status"] == "succeeded", "it has run")
             assert wrong_jobs(port, {scheduled: "short one"}) == []
             life.stop()
         finally:
