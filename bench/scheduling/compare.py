@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 
 from attrs import frozen
 
@@ -142,9 +141,8 @@ def grade(
         for run in waited[:: 1 + len(waited) // MOST_ASKED]:
             begin, end = run.job.arrives_at, run.started_at
             ask_at[run.job.number] = [begin] if lane is CHAT else [begin, dice.uniform(begin, end)]
-    asked = RealTurn(
-        workload, eta=eta or seconds_until, ask_at=ask_at, history=deepcopy(earlier.history)
-    ).run()
+    measured = list(earlier.history.take_changes())
+    asked = RealTurn(workload, eta=eta or seconds_until, ask_at=ask_at, earlier=measured).run()
     return Grades(
         _grade(asked, workload, CHAT, 0), _grade(asked, workload, BATCH, 0), _grade(asked, workload, BATCH, 1)
     )

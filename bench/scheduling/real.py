@@ -8,10 +8,11 @@ from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
 
 from bench.scheduling.runs import Run
-from bench.scheduling.sight import History, Sight
+from bench.scheduling.sight import Sight
 from bench.scheduling.workload import Job, Workload
 from foreman.errors import TargetUnreachable
 from foreman.scheduler.forecast import Estimates, Place, Scene
+from foreman.scheduler.history import Average, History, Subject
 from foreman.scheduler.keys import KeyRegistry, Wanted
 from foreman.scheduler.policy import Lane, Limits
 from foreman.scheduler.turn import Turn
@@ -25,13 +26,18 @@ Eta = Callable[[Scene, Place, Estimates], float]
 
 @define(eq=False)
 class RealTurn:
-    """Runs one workload to its end. Jobs are fed in as they come, so that the clock has few calls to sort."""
+    """
+    Runs one workload to its end. Jobs are fed in as they come, so that the clock has few calls to sort.
+
+    `earlier` is what was measured before, as it is kept over restarts.
+    """
 
     workload: Workload
     limits: Limits = field(factory=Limits)
     eta: Eta | None = None
     ask_at: Mapping[int, Sequence[float]] = field(factory=dict)
-    history: History = field(factory=History)
+    earlier: Sequence[tuple[Subject, Average]] = ()
+    history: History = field(init=False)
     clock: Clock = field(factory=Clock, init=False)
     turn: Turn = field(init=False)
     runs: list[Run] = field(factory=list, init=False)
@@ -46,7 +52,11 @@ class RealTurn:
             self.clock, registry, self.limits, patience=DAY, settle_limit=900.0, interactive_limit=10**6
         )
         self._durable = FakeDurable(self.clock, self.turn)
-        self._sight = Sight(self.turn, registry, self.history)
+        self._sight = Sight(registry)
+        self.history = History(self.clock, lambda: self._sight.durable_waits)
+        for subject, average in self.earlier:
+            self.history.remember(subject, average.value, average.count)
+        self.turn.on_release = self.history.released
 
     def run(self) -> list[Run]:
         """The runs in their order."""
@@ -84,7 +94,7 @@ class RealTurn:
         place = self._sight.place(job)
         if self.eta is not None and place is not None:
             now = self.clock.seconds()
-            eta = self.eta(self._sight.scene(now), place, self.history)
+            eta = self.eta(self.turn.scene(), place, self.history)
             self._etas.setdefault(job.number, []).append((now, eta))
 
     async def _work(self, job: Job) -> None:
@@ -95,6 +105,7 @@ class RealTurn:
             etas = tuple(self._etas.pop(job.number, ()))
             self.runs.append(Run(job, self.clock.seconds(), load_seconds, grant.swap, grant.why, etas))
             await deferLater(self.clock, load_seconds)
+            if grant.swap:
+                self.history.swapped(grant, load_seconds)
             grant.first_byte()
             await deferLater(self.clock, job.run_seconds)
-            self._sight.ended(job, grant.key, load_seconds)
