@@ -35,7 +35,7 @@ from foreman.scheduler.residents import Residents
 from foreman.scheduler.swaps import Swaps
 from foreman.scheduler.timetable import Timetable
 from foreman.scheduler.turn import Turn
-from foreman.settings import EMBEDDED_URL, Settings, SettingsError, load, unknown
+from foreman.settings import Settings, SettingsError, load, unknown
 from foreman.target.client import OllamaClient, make_http
 from foreman.target.connection import Connections
 from foreman.target.embedder import Embedder
@@ -49,6 +49,7 @@ from foreman.target.reachability import Reachability
 from foreman.target.relay import Relay
 from foreman.target.unloading import Unloader
 from foreman.urls import JobUrls, place
+from foreman.values import EMBEDDED_URL
 from foreman.web.app import App
 from foreman.web.artifacts import Artifacts
 from foreman.web.deliveries import Deliveries
@@ -155,14 +156,7 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> Parts:
     """The object graph."""
     s = settings
     http = make_http(reactor, s.connect_timeout)
-    client = OllamaClient(
-        http,
-        url,
-        s.ollama_token,
-        reactor,
-        s.poll_timeout,
-        s.first_byte_timeout,
-    )
+    client = OllamaClient(http, url, s.ollama_token, reactor, s.poll_timeout, s.first_byte_timeout)
     inventory = Inventory(reactor, client, s.poll_interval)
     keys = KeyRegistry(inventory)
     policy_limits = PolicyLimits(
@@ -232,15 +226,7 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> Parts:
         store, reactor, store.outbox, Retention(s.retain_succeeded, s.retain_failed), s.retain_deliveries
     )
 
-    # A name that does not resolve holds its thread for half a minute: others are not to wait for one.
-    reactor.suggestThreadPoolSize(s.webhook_concurrency + _MORE_THREADS)
-    resolver = Resolver(reactor)
-    guard = Guard(s.webhook_allow, place(url), resolver)
-    connector = Connector(reactor, resolver, guard, s.webhook_connect_timeout, s.webhook_ca)
-    sender = Sender(reactor, connector, s.webhook_timeout)
-    signer = Signer((s.webhook_secret, s.webhook_secret_previous))
-    dispatcher = Dispatcher(reactor, store.outbox, sender, signer, s.webhook_backoff, s.webhook_concurrency)
-
+    guard, sender, dispatcher = _wire_webhooks(reactor, s, url, store)
     history = History(reactor, lambda: worker.count > 0)
     keeper = HistoryKeeper(reactor, store, history)
     swaps, residents = Swaps(reactor), Residents(reactor, inventory, lambda: turn.holders)
@@ -255,7 +241,7 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> Parts:
     preloader.on_load = records.loaded
     worker.on_tokens = history.produced
     turn.on_choice = preloader.look
-    inventory.on_read.append(lambda asked_at: keys.inventory_read(asked_at) if asked_at is not None else None)
+    inventory.on_read.append(keys.inventory_read)
     inventory.on_read.append(preloader.inventory_read)
     inventory.on_read.append(records.inventory_read)
     inventory.on_read.append(lambda _: worker.look())
@@ -284,14 +270,7 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> Parts:
         lambda: worker.rests_until,
     )
     jobs = Jobs(
-        store,
-        store.outbox,
-        Views(urls),
-        guard.check,
-        inventory,
-        time.time,
-        worker.progress,
-        outlooks,
+        store, store.outbox, Views(urls), guard.check, inventory, time.time, worker.progress, outlooks
     )
     report = QueueReport(time.time, turn, swaps, inventory, residents, embedder, lambda: paused(pauses))
     deliveries = Deliveries(store, store.outbox, dispatcher)
@@ -299,28 +278,28 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> Parts:
     gate = Gate(Origins(s.origins), s.token, s.body_limit, app.own_paths, job_body_limit=s.job_body_limit)
     spool = Spool(folder, s.disk_reserve)
     site = Site(reactor, app.resource(), native, gate, spool, s.idle_timeout)
+    # fmt: off
     return Parts(
-        gate,
-        site,
-        native,
-        turn,
-        relay,
-        connections,
-        reachability,
-        inventory,
-        preloader,
-        embedder,
-        store,
-        worker,
-        keeper,
-        pauses,
-        timetable,
-        upkeep,
-        guard,
-        sender,
-        dispatcher,
-        watch,
+        gate, site, native, turn, relay, connections, reachability, inventory, preloader, embedder, store,
+        worker, keeper, pauses, timetable, upkeep, guard, sender, dispatcher, watch,
     )
+    # fmt: on
+
+
+def _wire_webhooks(
+    reactor: Any, settings: Settings, url: str, store: SqliteStore
+) -> tuple[Guard, Sender, Dispatcher]:
+    """From the outbox to the receivers."""
+    s = settings
+    # A name that does not resolve holds its thread for half a minute: others are not to wait for one.
+    reactor.suggestThreadPoolSize(s.webhook_concurrency + _MORE_THREADS)
+    resolver = Resolver(reactor)
+    guard = Guard(s.webhook_allow, place(url), resolver)
+    connector = Connector(reactor, resolver, guard, s.webhook_connect_timeout, s.webhook_ca)
+    sender = Sender(reactor, connector, s.webhook_timeout)
+    signer = Signer((s.webhook_secret, s.webhook_secret_previous))
+    dispatcher = Dispatcher(reactor, store.outbox, sender, signer, s.webhook_backoff, s.webhook_concurrency)
+    return guard, sender, dispatcher
 
 
 def _hold(pauses: Pauses, timetable: Timetable) -> Hold | None:

@@ -5,29 +5,18 @@ Every entry here stands in ``.env.example`` and in ``docs/reference/settings.md`
 """
 
 import difflib
-import ipaddress
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import attrs
 import environ
 from environ.exceptions import MissingEnvValueError
 
+from foreman import values
 from foreman.allow import Allow, parse_allow
 from foreman.hours import Hours, parse_hours
-from foreman.quantities import parse_duration, parse_size
-from foreman.secret import hmac_key
-from foreman.urls import check_url
 
 PREFIX = "FOREMAN"
-EMBEDDED_URL = "embedded:"
-_ENDPOINT = re.compile(r"[A-Za-z][A-Za-z0-9_]*:.+", re.ASCII)
-_RETRIES = 5
-# `tcp:8080` is an endpoint, and no host named tcp.
-_ENDPOINTS_LIKE_HOSTS = ("tcp", "tcp6", "ssl")
-_HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>\d+)", re.ASCII)
 
 
 class SettingsError(Exception):
@@ -76,173 +65,46 @@ def _var(
     return environ.var(default, converter=convert, name=variable, help=help_text)
 
 
-def _duration(minimum: float = 0.001) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        seconds = parse_duration(text)
-        if seconds < minimum:
-            raise ValueError("it must not be negative" if minimum == 0 else "it must be more than zero")
-        return seconds
-
-    return parse
-
-
-def _size(text: str) -> int:
-    size_bytes = parse_size(text)
-    if size_bytes == 0:
-        raise ValueError("it must be more than zero")
-    return size_bytes
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise ValueError("a share is a number from 0 to 1")
-    return share
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ValueError("it is a whole number such as 0 or 10")
-    return int(text)
-
-
-def _text(text: str) -> str:
-    return text
-
-
-def _token(text: str) -> str:
-    if not all("!" <= letter <= "~" for letter in text):
-        raise ValueError("a token is made of visible ASCII characters, without spaces")
-    return text
-
-
-def _webhook_secret(text: str) -> str:
-    if text:
-        hmac_key(text)
-    return text
-
-
-def _backoff(text: str) -> tuple[float, ...]:
-    """The seconds before each of the five retries."""
-    allowed = "it has five durations with commas between, such as 5s,30s,2m,10m,1h"
-    try:
-        delays = tuple(_duration()(part.strip()) for part in text.split(","))
-    except ValueError:
-        raise ValueError(allowed) from None
-    if len(delays) != _RETRIES:
-        raise ValueError(allowed)
-    return delays
-
-
-def _from_1_to(most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        count = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
-        if not 1 <= count <= most:
-            raise ValueError(f"it is a whole number from 1 to {most}")
-        return count
-
-    return parse
-
-
-def _receiver_url(text: str) -> str:
-    return check_url(text) if text else ""
-
-
-def _public_url(text: str) -> str:
-    if not text:
-        return ""
-    url = urlsplit(check_url(text))
-    if url.query or url.fragment:
-        raise ValueError("it is an http or https URL without a query, such as https://foreman.example")
-    return text.rstrip("/")
-
-
-def _target_url(text: str) -> str:
-    if text == EMBEDDED_URL:
-        return text
-    allowed = "the target is written as in http://127.0.0.1:11434, https://gpu.lan/ollama or embedded:"
-    try:
-        url = urlsplit(text)
-        port_ok = url.port != 0
-    except ValueError:
-        raise ValueError(allowed) from None
-    plain = not (url.query or url.fragment or url.username or url.password)
-    if url.scheme not in ("http", "https") or not url.hostname or not port_ok or not plain:
-        raise ValueError(allowed)
-    if not text.isascii() or any(letter.isspace() for letter in text):
-        raise ValueError(allowed)
-    return text.rstrip("/")
-
-
-def _endpoints(text: str) -> tuple[str, ...]:
-    """The Twisted endpoint strings to try in this order; the first that the machine has is used."""
-    allowed = "an address is :8080, 127.0.0.1:8080, [::1]:8080, or an endpoint string such as ssl:8443:…"
-    match = _HOST_PORT.fullmatch(text)
-    if match is None or match["host"] in _ENDPOINTS_LIKE_HOSTS:
-        if _ENDPOINT.fullmatch(text):
-            return (text,)
-        raise ValueError(allowed)
-    port = int(match["port"])
-    if port > 65535:
-        raise ValueError("a port is a number from 0 to 65535")
-    host = match["v6"] if match["v6"] is not None else match["host"]
-    if not host:
-        # As in Go, no host means every address of both families; the second is for a machine without IPv6.
-        return (rf"tcp:{port}:interface=\:\:", f"tcp:{port}")
-    try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError:
-        raise ValueError(allowed) from None
-    return (f"tcp:{port}:interface={str(address).replace(':', chr(92) + ':')}",)
-
-
-def _origins(text: str) -> tuple[str, ...]:
-    return tuple(part for part in (piece.strip() for piece in text.split(",")) if part)
-
-
 @environ.config(prefix=PREFIX, frozen=True)
 class Settings:
     """Every setting, parsed: durations in seconds, sizes in bytes."""
 
-    addr: tuple[str, ...] = _var("ADDR", ":8080", _endpoints, "Where foreman listens.")
+    addr: tuple[str, ...] = _var("ADDR", ":8080", values.endpoints, "Where foreman listens.")
     ollama_url: str = _var(
         "OLLAMA_URL",
         None,
-        _target_url,
+        values.target_url,
         "The target: the one Ollama. `embedded:` starts the built-in one.",
     )
     ollama_token: str = _var(
-        "OLLAMA_TOKEN", "", _token, "Bearer token that foreman sends to the target.", secret=True
+        "OLLAMA_TOKEN", "", values.token, "Bearer token that foreman sends to the target.", secret=True
     )
-    token: str = _var("TOKEN", "", _token, "Bearer token that callers must present.", secret=True)
-    embed_model: str = _var("EMBED_MODEL", "", _text, "Embedding model that is kept resident.")
+    token: str = _var("TOKEN", "", values.token, "Bearer token that callers must present.", secret=True)
+    embed_model: str = _var("EMBED_MODEL", "", values.anything, "Embedding model that is kept resident.")
     db_path: str = _var(
         "DB_PATH",
         "foreman.db",
-        _text,
+        values.anything,
         "SQLite database. Its lock stands beside it, and large request bodies while they are on their way.",
     )
     poll_interval: float = _var(
-        "POLL_INTERVAL", "30s", _duration(), "How often the target's models are read."
+        "POLL_INTERVAL", "30s", values.duration(), "How often the target's models are read."
     )
     webhook_secret: str = _var(
-        "WEBHOOK_SECRET", "", _webhook_secret, "HMAC key that signs webhooks.", secret=True
+        "WEBHOOK_SECRET", "", values.webhook_secret, "HMAC key that signs webhooks.", secret=True
     )
 
     webhook_secret_previous: str = _var(
         "WEBHOOK_SECRET_PREVIOUS",
         "",
-        _webhook_secret,
+        values.webhook_secret,
         "The key that was used before: while receivers change over, webhooks bear its signature too.",
         secret=True,
     )
     webhook_url: str = _var(
         "WEBHOOK_URL",
         "",
-        _receiver_url,
+        values.receiver_url,
         "Where the owner is told of jobs without a URL of their own that failed or expired, "
         "and of foreman being degraded.",
     )
@@ -253,97 +115,128 @@ class Settings:
         "Where webhooks may go: `lan`, `public`, or networks and host names with commas between.",
     )
     webhook_ca: str = _var(
-        "WEBHOOK_CA", "", _text, "File with certificates (PEM) of more authorities that receivers may have."
+        "WEBHOOK_CA",
+        "",
+        values.anything,
+        "File with certificates (PEM) of more authorities that receivers may have.",
     )
     webhook_backoff: tuple[float, ...] = _var(
-        "WEBHOOK_BACKOFF", "5s,30s,2m,10m,1h", _backoff, "How long to wait before each of the five retries."
+        "WEBHOOK_BACKOFF",
+        "5s,30s,2m,10m,1h",
+        values.backoff,
+        "How long to wait before each of the five retries.",
     )
     webhook_concurrency: int = _var(
-        "WEBHOOK_CONCURRENCY", "64", _from_1_to(1000), "How many webhooks may be on their way at once."
+        "WEBHOOK_CONCURRENCY", "64", values.from_1_to(1000), "How many webhooks may be on their way at once."
     )
     webhook_connect_timeout: float = _var(
-        "WEBHOOK_CONNECT_TIMEOUT", "5s", _duration(), "How long a connection to a receiver may take."
+        "WEBHOOK_CONNECT_TIMEOUT", "5s", values.duration(), "How long a connection to a receiver may take."
     )
     webhook_timeout: float = _var(
-        "WEBHOOK_TIMEOUT", "15s", _duration(), "How long one attempt at a receiver may take in all."
+        "WEBHOOK_TIMEOUT", "15s", values.duration(), "How long one attempt at a receiver may take in all."
     )
     public_url: str = _var(
-        "PUBLIC_URL", "", _public_url, "What the URLs of jobs begin with; without it they are absolute paths."
+        "PUBLIC_URL",
+        "",
+        values.public_url,
+        "What the URLs of jobs begin with; without it they are absolute paths.",
     )
     origins: tuple[str, ...] = _var(
         "ORIGINS",
         "",
-        _origins,
+        values.origins,
         "More browser origins that may call, with commas between; `*` stands for anything. "
         "Ollama's own defaults (localhost, app://, …) always may.",
     )
     connect_timeout: float = _var(
-        "CONNECT_TIMEOUT", "5s", _duration(), "How long a connection to the target may take."
+        "CONNECT_TIMEOUT", "5s", values.duration(), "How long a connection to the target may take."
     )
     first_byte_timeout: float = _var(
         "FIRST_BYTE_TIMEOUT",
         "15m",
-        _duration(),
+        values.duration(),
         "How long a streamed answer may take to begin, and a load before it to end.",
     )
     silence_timeout: float = _var(
-        "SILENCE_TIMEOUT", "5m", _duration(), "How long a streamed answer may be silent once it has begun."
+        "SILENCE_TIMEOUT",
+        "5m",
+        values.duration(),
+        "How long a streamed answer may be silent once it has begun.",
     )
     run_timeout: float = _var(
-        "RUN_TIMEOUT", "1h", _duration(0), "How long one generation may take in all; `0` is without end."
+        "RUN_TIMEOUT",
+        "1h",
+        values.duration(0),
+        "How long one generation may take in all; `0` is without end.",
     )
     target_wait: float = _var(
-        "TARGET_WAIT", "10s", _duration(0), "How long a caller waits for a target that cannot be reached."
+        "TARGET_WAIT",
+        "10s",
+        values.duration(0),
+        "How long a caller waits for a target that cannot be reached.",
     )
     poll_timeout: float = _var(
-        "POLL_TIMEOUT", "10s", _duration(), "How long one question of foreman's own to the target may take."
+        "POLL_TIMEOUT",
+        "10s",
+        values.duration(),
+        "How long one question of foreman's own to the target may take.",
     )
     idle_timeout: float = _var(
         "IDLE_TIMEOUT",
         "60s",
-        _duration(),
+        values.duration(),
         "How long a caller may take to send a request's head, or be silent inside its body.",
     )
     stop_grace: float = _var(
-        "STOP_GRACE", "8s", _duration(0), "How long what runs may go on after SIGTERM or Ctrl-C."
+        "STOP_GRACE", "8s", values.duration(0), "How long what runs may go on after SIGTERM or Ctrl-C."
     )
-    body_limit: int = _var("BODY_LIMIT", "256MiB", _size, "Largest body of a native request, blobs excepted.")
+    body_limit: int = _var(
+        "BODY_LIMIT", "256MiB", values.size, "Largest body of a native request, blobs excepted."
+    )
     job_body_limit: int = _var(
-        "JOB_BODY_LIMIT", "64MiB", _size, "Largest body of a request to foreman's own /jobs."
+        "JOB_BODY_LIMIT", "64MiB", values.size, "Largest body of a request to foreman's own /jobs."
     )
     disk_reserve: int = _var(
-        "DISK_RESERVE", "64MiB", _size, "Free disk that request bodies on their way never use."
+        "DISK_RESERVE", "64MiB", values.size, "Free disk that request bodies on their way never use."
     )
     relay_buffer: int = _var(
-        "RELAY_BUFFER", "8MiB", _size, "How far a caller may fall behind its generation before it is cut off."
+        "RELAY_BUFFER",
+        "8MiB",
+        values.size,
+        "How far a caller may fall behind its generation before it is cut off.",
     )
     interactive_max_wait: float = _var(
-        "INTERACTIVE_MAX_WAIT", "5s", _duration(0), "After this wait a line of native requests is overdue."
+        "INTERACTIVE_MAX_WAIT",
+        "5s",
+        values.duration(0),
+        "After this wait a line of native requests is overdue.",
     )
     durable_max_wait: float = _var(
-        "DURABLE_MAX_WAIT", "1h", _duration(0), "After this wait a line of durable jobs is overdue."
+        "DURABLE_MAX_WAIT", "1h", values.duration(0), "After this wait a line of durable jobs is overdue."
     )
     interactive_visit: float = _var(
         "INTERACTIVE_VISIT",
         "30s",
-        _duration(0),
+        values.duration(0),
         "How long one model keeps the turn while native requests for another are overdue.",
     )
     durable_visit: float = _var(
         "DURABLE_VISIT",
         "10m",
-        _duration(0),
+        values.duration(0),
         "How long one model keeps the turn while durable jobs for another are overdue.",
     )
     interactive_share: float = _var(
         "INTERACTIVE_SHARE",
         "0.8",
-        _share,
+        values.share,
         "Share of busy time that native requests may take while durable jobs wait.",
     )
-    parallel: int = _var("PARALLEL", "1", _from_1_to(64), "How many generations on one model run at once.")
+    parallel: int = _var(
+        "PARALLEL", "1", values.from_1_to(64), "How many generations on one model run at once."
+    )
     interactive_limit: int = _var(
-        "INTERACTIVE_LIMIT", "512", _count, "How many native requests may wait for the turn."
+        "INTERACTIVE_LIMIT", "512", values.count, "How many native requests may wait for the turn."
     )
     durable_hours: Hours = _var(
         "DURABLE_HOURS",
@@ -352,28 +245,37 @@ class Settings:
         "The times of day, such as `22:00-07:00`, at which durable jobs may start; empty is always.",
     )
     queue_limit: int = _var(
-        "QUEUE_LIMIT", "100000", _from_1_to(100_000_000), "How many durable jobs may wait."
+        "QUEUE_LIMIT", "100000", values.from_1_to(100_000_000), "How many durable jobs may wait."
     )
     queue_headers_after: float = _var(
         "QUEUE_HEADERS_AFTER",
         "60s",
-        _duration(0),
+        values.duration(0),
         "After this wait in the queue a stream gets its headers, and a byte every 15 s; `0` is never.",
     )
     retain_succeeded: float = _var(
-        "RETAIN_SUCCEEDED", "24h", _duration(0), "How long a job that succeeded is kept with its results."
+        "RETAIN_SUCCEEDED",
+        "24h",
+        values.duration(0),
+        "How long a job that succeeded is kept with its results.",
     )
     retain_failed: float = _var(
-        "RETAIN_FAILED", "168h", _duration(0), "How long a job that ended otherwise is kept."
+        "RETAIN_FAILED", "168h", values.duration(0), "How long a job that ended otherwise is kept."
     )
     retain_deliveries: float = _var(
-        "RETAIN_DELIVERIES", "336h", _duration(0), "How long the log of a webhook is kept after its end."
+        "RETAIN_DELIVERIES",
+        "336h",
+        values.duration(0),
+        "How long the log of a webhook is kept after its end.",
     )
     max_interruptions: int = _var(
-        "MAX_INTERRUPTIONS", "10", _count, "How often foreman may die or be stopped under one job."
+        "MAX_INTERRUPTIONS", "10", values.count, "How often foreman may die or be stopped under one job."
     )
     embedded_models: str = _var(
-        "EMBEDDED_MODELS", "", _text, "Folder with *.gguf files that the embedded target offers as well."
+        "EMBEDDED_MODELS",
+        "",
+        values.anything,
+        "Folder with *.gguf files that the embedded target offers as well.",
     )
 
 
@@ -407,7 +309,7 @@ def load(environment: Mapping[str, str]) -> Settings:
             complaints.setdefault(
                 variable, f"{variable} is not set: name your Ollama, such as http://127.0.0.1:11434."
             )
-            given[variable] = EMBEDDED_URL
+            given[variable] = values.EMBEDDED_URL
     if settings.webhook_secret_previous and not settings.webhook_secret:
         complaints.setdefault(
             "FOREMAN_WEBHOOK_SECRET",

@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
+RESULT = "response.json"
+"""The artifact that holds what the target would have answered without a stream."""
+
 PIECE_BYTES = 256 * 1024
 """Artifacts and bodies are stored in pieces of this size; the last one may be smaller."""
 

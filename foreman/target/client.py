@@ -15,10 +15,8 @@ from treq.cookies import IndexableCookieJar
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTCP, IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseDone
-from twisted.web.http import PotentialDataLoss
+from twisted.web.client import URI, Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
@@ -27,6 +25,7 @@ from foreman import runner_options
 from foreman.errors import TargetFailed, TargetTimeout, TargetUnreachable
 from foreman.target.body import Body
 from foreman.target.endpoint import target_endpoint
+from foreman.target.reader import Reader
 
 BODY_LIMIT_BYTES = 16 * 1024 * 1024
 """The largest answer that is read. ``/api/tags`` of a thousand models is under 1 MiB."""
@@ -273,44 +272,24 @@ def read_body(response: IResponse, limit_bytes: int) -> Deferred[bytes]:
     return collector.finished
 
 
-class _Collector(Protocol):
-    """Gathers a body up to a limit, and hangs up when it is cancelled or over the limit."""
+class _Collector(Reader[bytes]):
+    """Gathers a body up to a limit."""
 
     def __init__(self, limit_bytes: int) -> None:
+        super().__init__()
         self.limit_bytes = limit_bytes
         self.pieces: list[bytes] = []
         self.size_bytes = 0
-        self.finished: Deferred[bytes] = Deferred(self._cancel)
 
-    def dataReceived(self, data: bytes) -> None:
-        if self.finished.called:
-            return
+    def take(self, data: bytes) -> None:
         self.size_bytes += len(data)
-        self.pieces.append(data)
         if self.size_bytes > self.limit_bytes:
             limit = f"the target's answer is larger than the {self.limit_bytes} bytes that are read"
-            self.finished.errback(TargetFailed(limit))
-            self._hang_up()
+            raise TargetFailed(limit)
+        self.pieces.append(data)
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self.finished.called:
-            return
-        # PotentialDataLoss: an answer without a length ended with its connection. Whether it is whole
-        # is for the reader of the JSON to see.
-        if reason.check(ResponseDone, PotentialDataLoss):
-            self.finished.callback(b"".join(self.pieces))
-        else:
-            self.finished.errback(reason)
-
-    def _cancel(self, finished: Deferred[bytes]) -> None:
-        # First the result, then the hanging up: the loss of the connection is not the news.
-        finished.errback(CancelledError())
-        self._hang_up()
-
-    def _hang_up(self) -> None:
-        self.pieces.clear()
-        if self.transport is not None:
-            self.transport.loseConnection()
+    def result(self) -> bytes:
+        return b"".join(self.pieces)
 
 
 @implementer(IAgentEndpointFactory)

@@ -10,10 +10,6 @@ from treq.client import HTTPClient
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.internet.protocol import Protocol, connectionDone
-from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone
-from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
@@ -27,6 +23,7 @@ from foreman.errors import (
 )
 from foreman.quantities import format_duration
 from foreman.target.client import cause, read_body, said, unreachable_reason, was_cancelled, without_slash
+from foreman.target.reader import Reader
 from foreman.target.task import Grant
 
 _REFUSAL_BYTES = 64 * 1024
@@ -235,37 +232,18 @@ class _ReceiverError(Exception):
         self.error = error
 
 
-class _Stream(Protocol):
-    """Passes a body on as it comes, and hangs up when it is cancelled or its receiver fails."""
+class _Stream(Reader[None]):
+    """Passes a body on as it comes."""
 
     def __init__(self, receive: Callable[[bytes], None]) -> None:
+        super().__init__()
         self.receive = receive
-        self.finished: Deferred[None] = Deferred(self._cancel)
 
-    def dataReceived(self, data: bytes) -> None:
-        if self.finished.called:
-            return
+    def take(self, data: bytes) -> None:
         try:
             self.receive(data)
         except Exception as error:
-            self.finished.errback(_ReceiverError(error))
-            self._hang_up()
+            raise _ReceiverError(error) from None
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self.finished.called:
-            return
-        # PotentialDataLoss: an answer without a length ended with its connection. Its receiver knows whether
-        # it is whole.
-        if reason.check(ResponseDone, PotentialDataLoss):
-            self.finished.callback(None)
-        else:
-            self.finished.errback(reason)
-
-    def _cancel(self, finished: "Deferred[None]") -> None:
-        # First the result, then the hanging up: the loss of the connection is not the news.
-        finished.errback(CancelledError())
-        self._hang_up()
-
-    def _hang_up(self) -> None:
-        if self.transport is not None:
-            self.transport.loseConnection()
+    def result(self) -> None:
+        return None

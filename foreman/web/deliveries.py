@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 from attrs import define
 
 from foreman.errors import JobNotFound
@@ -29,12 +28,12 @@ class Deliveries:
         found = await self._outbox.deliveries(job_id)
         if not found and await self._store.get(job_id) is None:
             raise JobNotFound(job_id)
-        return _json(200, {"deliveries": [_shown(delivery, tries) for delivery, tries in found]})
+        return Answer.json(200, {"deliveries": [_shown(delivery, tries) for delivery, tries in found]})
 
     async def redeliver(self, job_id: str, event_id: str) -> Answer:
         """``POST /jobs/{id}/deliveries/{event_id}/redeliver``: 202 with the delivery as it is now."""
         delivery = await self._dispatcher.redeliver(ulid(job_id), event_id.upper())
-        return _json(202, _head(delivery))
+        return Answer.json(202, _head(delivery))
 
 
 def _head(delivery: Delivery) -> dict[str, Any]:
@@ -60,8 +59,3 @@ def _try(attempt: Try) -> dict[str, Any]:
         "duration_ms": attempt.duration_ms,
         "response": attempt.response.decode("utf-8", "replace"),
     }
-
-
-def _json(status: int, value: object) -> Answer:
-    headers = [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")]
-    return Answer(status, headers, msgspec.json.encode(value))

@@ -4,6 +4,9 @@ What is decided about a request when its head is complete, before a byte of its 
 In Ollama's order: Origin, then Host; then the token, then the body's size.
 """
 
+from collections.abc import Sequence
+
+import msgspec
 from attrs import define, frozen
 from twisted.web.http_headers import Headers
 
@@ -22,6 +25,12 @@ class Answer:
     status: int
     headers: HeaderList
     body: bytes = b""
+
+    @classmethod
+    def json(cls, status: int, value: object, headers: Sequence[tuple[bytes, bytes]] = ()) -> "Answer":
+        """What is true at this moment only, as JSON."""
+        given = [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store"), *headers]
+        return cls(status, given, msgspec.json.encode(value))
 
 
 @frozen

@@ -8,7 +8,7 @@ import msgspec
 from attrs import asdict, frozen
 
 from foreman.jobs.delivery import WebhookState
-from foreman.jobs.model import PIECE_BYTES, Artifact, AttemptError, Job, Status, Tombstone
+from foreman.jobs.model import PIECE_BYTES, RESULT, Artifact, AttemptError, Job, Status, Tombstone
 from foreman.quantities import format_moment
 from foreman.urls import JobUrls
 from foreman.web.outlook import Outlook
@@ -17,7 +17,6 @@ from foreman.worker.attempt import Progress
 INLINE_BYTES = PIECE_BYTES
 """The largest artifact whose content is shown with its job: 262,144 bytes, one piece of the store."""
 
-RESULT = "response.json"
 _LONGEST_POLL_SECONDS = 30
 
 

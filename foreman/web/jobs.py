@@ -1,11 +1,10 @@
 """The job resource: what is asked of durable jobs, and how foreman answers."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Protocol
 
-import msgspec
 from attrs import define, evolve
 from ulid import ULID
 
@@ -98,7 +97,7 @@ class Jobs:
         jobs = [
             self._views.entry(job, self._progress(job.job_id), states.get(job.job_id)) for job in page.jobs
         ]
-        return _json(200, {"jobs": jobs, "next": page.next})
+        return Answer.json(200, {"jobs": jobs, "next": page.next})
 
     async def cancel(self, job_id: str) -> Answer:
         """``POST /jobs/{id}/cancel``: the job as it is now; of one that ended, nothing changes."""
@@ -132,7 +131,7 @@ class Jobs:
             (b"Location", self._views.urls.job(job.job_id).encode()),
             (b"Retry-After", b"%d" % views.poll_seconds(position)),
         ]
-        return _json(202, self._views.receipt(job, position), headers)
+        return Answer.json(202, self._views.receipt(job, position), headers)
 
     async def _whole(self, job: Job) -> Answer:
         contents = {}
@@ -145,7 +144,7 @@ class Jobs:
         outlook = await self._outlooks.of(job)
         states = await self._outbox.states([job.job_id])
         progress = self._progress(job.job_id)
-        return _json(200, self._views.whole(job, outlook, progress, states.get(job.job_id), contents))
+        return Answer.json(200, self._views.whole(job, outlook, progress, states.get(job.job_id), contents))
 
 
 def ulid(job_id: str) -> str:
@@ -163,8 +162,3 @@ def found(job_id: str, job: Job | Tombstone | None) -> Job:
     if isinstance(job, Tombstone):
         raise JobGone(job.job_id, views.gravestone(job))
     return job
-
-
-def _json(status: int, value: object, headers: Sequence[tuple[bytes, bytes]] = ()) -> Answer:
-    given = [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store"), *headers]
-    return Answer(status, given, msgspec.json.encode(value))

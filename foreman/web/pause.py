@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
 from attrs import define
 
 from foreman.errors import InvalidFields
@@ -49,8 +48,7 @@ class Pausing:
         return self._answer()
 
     def _answer(self) -> Answer:
-        headers = [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")]
-        return Answer(200, headers, msgspec.json.encode({"paused": paused(self._pauses)}))
+        return Answer.json(200, {"paused": paused(self._pauses)})
 
 
 def paused(pauses: Pauses) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-import msgspec
 from attrs import asdict, define
 
 from foreman.quantities import format_moment
@@ -88,8 +87,7 @@ class QueueReport:
 
     def show(self) -> Answer:
         """``GET /queue``."""
-        headers = [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")]
-        return Answer(200, headers, msgspec.json.encode(self.report()))
+        return Answer.json(200, self.report())
 
     def report(self) -> dict[str, Any]:
         """All of it."""

@@ -6,14 +6,12 @@ from typing import Any
 
 import msgspec
 
-from foreman.jobs.model import Event, Status
+from foreman.jobs.model import RESULT, Event, Status
 from foreman.quantities import format_moment
 from foreman.urls import JobUrls
 
 BODY_BYTES = 20_000
 """With its result a body is at most this large; without it there is no limit."""
-
-RESULT = "response.json"
 
 
 def compose(event: Event, result: bytes | None, urls: JobUrls) -> bytes:

@@ -16,13 +16,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from foreman.allow import host_name
+from foreman.urls import place
 from foreman.webhooks.addresses import literal
 from foreman.webhooks.destination import Connection, Opening
 from foreman.webhooks.tls import TlsRefused, Trust, check_ca, is_address
 
 __all__ = ["Connector", "Judge", "NoAnswer", "Place", "Resolve", "Resolver", "check_ca", "was_cancelled"]
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 # What may stand in a request's target as it is; the rest (letters beyond ASCII, `"<>^`{|}`) is encoded.
 _TARGET_SAFE = "!#$%&'()*+,/:;=?@[]~"
 _UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL)
@@ -70,14 +70,13 @@ class Place:
 @lru_cache(maxsize=256)
 def _place(url: str) -> Place:
     parts = urlsplit(url)
-    host = parts.hostname or ""
+    host, port = place(url)
     if not host.isascii():
         try:
             host = host_name(host)
         except ValueError as error:
             raise NoAnswer("dns_error", str(error)) from None
     shown = f"[{host}]" if ":" in host else host
-    port = parts.port or _DEFAULT_PORTS[parts.scheme]
     target = quote(parts.path or "/", safe=_TARGET_SAFE)
     if parts.query:
         target += "?" + quote(parts.query, safe=_TARGET_SAFE)

@@ -1,25 +1,23 @@
 """The dispatcher: takes what is due out of the outbox, sends it, and writes down what came of it."""
 
 import random
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from attrs import define, field
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as WaitEnded
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from foreman.errors import DeliveryNotFound, DeliveryUnderWay, ForemanError
-from foreman.jobs.delivery import Delivery, DeliveryState, Due, Outbox, Try
+from foreman.errors import DeliveryNotFound, DeliveryUnderWay
+from foreman.jobs.delivery import Delivery, DeliveryState, Due, Outbox, Taken, Try
 from foreman.urls import receiver as receiver_of
 from foreman.webhooks.receivers import PLACES, Receiver, Receivers, Standing
 from foreman.webhooks.request import headers
 from foreman.webhooks.schedule import verdict
 from foreman.webhooks.sender import Outcome
 from foreman.webhooks.signature import Signer
+from foreman.works import LONGEST_DELAY_SECONDS, Retries, Works
 
 BACKLOG_SECONDS = 300.0
 """After this wait for a place, or for the database, foreman is behind with its webhooks."""
@@ -27,8 +25,6 @@ BACKLOG_SECONDS = 300.0
 READY_PER_RECEIVER = 4 * PLACES
 """How many deliveries are read at once for a receiver that is well: one commit for all of their bodies."""
 
-FIRST_DELAY_SECONDS = 1.0
-LONGEST_DELAY_SECONDS = 30.0
 # A system's clock may be set: never sleep longer than this.
 _LONGEST_SLEEP_SECONDS = 60.0
 
@@ -59,17 +55,17 @@ class Dispatcher:
     _ready: int = field(default=0, init=False)  # bodies in memory that are not on the wire
     _besides: set[str] = field(factory=set, init=False)  # events in memory: the outbox need not give them
     _on_wire: dict[str, "Deferred[None]"] = field(factory=dict, init=False)
-    _works: "set[Deferred[None]]" = field(factory=set, init=False)
-    _delays: "set[Deferred[None]]" = field(factory=set, init=False)
-    _idle: "list[Deferred[None]]" = field(factory=list, init=False)
+    _works: Works = field(init=False)
+    _retries: Retries = field(init=False)
     _alarm: IDelayedCall | None = field(default=None, init=False)
-    _failing_since: float | None = field(default=None, init=False)  # since when the outbox cannot be used
     _looking: bool = field(default=False, init=False)
     _stopping: bool = field(default=True, init=False)
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
         self._receivers = Receivers(self._concurrency)
+        self._works = Works(self._clock, self._log)
+        self._retries = Retries(self._clock, self._log)
 
     async def start(self) -> None:
         """Go on where the last life stopped."""
@@ -88,13 +84,12 @@ class Dispatcher:
         self._stopping = True
         if self._alarm is not None and self._alarm.active():
             self._alarm.cancel()
-        for delay in list(self._delays):
-            delay.cancel()
-        if await self._wait_until_idle(grace):
+        self._retries.stop()
+        if await self._works.wait_until_idle(grace):
             return
         for attempt in list(self._on_wire.values()):
             attempt.cancel()
-        await self._wait_until_idle(cut_limit)
+        await self._works.wait_until_idle(cut_limit)
 
     def due(self, name: str, moment: float) -> None:
         """The outbox has something for this receiver at this moment."""
@@ -105,7 +100,7 @@ class Dispatcher:
     @property
     def behind_seconds(self) -> float:
         """How long what is due waits for a reason other than its receiver: for a place, or the database."""
-        moments = [self._receivers.waiting_since(), self._failing_since]
+        moments = [self._receivers.waiting_since(), self._retries.failing_since]
         given = [moment for moment in moments if moment is not None]
         return max(0.0, self._clock.seconds() - min(given)) if given else 0.0
 
@@ -135,7 +130,7 @@ class Dispatcher:
         self._looking = True
         try:
             moment = self._receivers.next_moment(self._clock.seconds())
-            while not self._stopping and self._failing_since is None:
+            while not self._stopping and self._retries.failing_since is None:
                 receiver = self._receivers.turn()
                 if receiver is None:
                     break
@@ -158,24 +153,23 @@ class Dispatcher:
 
     def _fetch(self, receiver: Receiver) -> None:
         self._receivers.fetch(receiver)
-        self._begin(self._read(receiver))
+        self._works.begin(self._read(receiver))
 
     async def _read(self, receiver: Receiver) -> None:
         # Little of what is dead is kept in memory, and in all no more than the places can use soon.
         room = max(1, 2 * self._concurrency - self._ready)
         limit = min(READY_PER_RECEIVER if receiver.standing is Standing.WELL else 1, room)
-        delay = FIRST_DELAY_SECONDS
-        while True:
-            try:
-                taken = await self._outbox.take(receiver.name, self._clock.seconds(), limit, self._besides)
-                break
-            except ForemanError as error:
-                self._failing_since = self._failing_since or self._clock.seconds()
-                self._log.warn("webhooks wait: {why}", why=str(error))
-                if not await self._wait(delay):
-                    return
-                delay = min(delay * 2, LONGEST_DELAY_SECONDS)
-        self._failing_since = None
+        try:
+            taken = await self._retries.until_done(
+                "reading the webhooks that are due",
+                lambda: self._outbox.take(receiver.name, self._clock.seconds(), limit, self._besides),
+            )
+        except Exception:
+            # A fault of foreman's own with one of them is not to hold up the others.
+            self._log.failure("reading the webhooks for {name} failed inside foreman", name=receiver.name)
+            taken = Taken((), self._clock.seconds() + LONGEST_DELAY_SECONDS)
+        if taken is None:
+            return
         fresh = [due for due in taken.due if due.delivery.event_id not in self._besides]
         self._besides.update(due.delivery.event_id for due in fresh)
         self._ready += len(fresh)
@@ -187,7 +181,7 @@ class Dispatcher:
     def _send_next(self, receiver: Receiver) -> None:
         due = self._receivers.begin(receiver, self._clock.seconds())
         self._ready -= 1
-        attempt = self._begin(self._attempt(receiver, due))
+        attempt = self._works.begin(self._attempt(receiver, due))
         if not attempt.called:
             self._on_wire[due.delivery.event_id] = attempt
 
@@ -206,7 +200,7 @@ class Dispatcher:
             self._receivers.end(receiver, standing, self._clock.seconds())
             if standing is None:
                 self._besides.discard(delivery.event_id)
-        self._begin(self._record(receiver, delivery, outcome, started))
+        self._works.begin(self._record(receiver, delivery, outcome, started))
         self._look()
 
     async def _record(self, receiver: Receiver, delivery: Delivery, outcome: Outcome, started: float) -> None:
@@ -225,72 +219,19 @@ class Dispatcher:
         )
         if state is not DeliveryState.DELIVERED:
             self._log.info("{line}", line=_story(delivery, outcome, state, due_at, ended))
-        delay = FIRST_DELAY_SECONDS
+        again_at: float | None = ended + LONGEST_DELAY_SECONDS  # when writing fails inside foreman
         try:
-            while True:
-                try:
-                    current = await self._outbox.record(delivery, attempt, state, due_at)
-                    break
-                except ForemanError as error:
-                    self._log.warn("what came of a webhook is not written yet: {why}", why=str(error))
-                if not await self._wait(delay):
-                    return
-                delay = min(delay * 2, LONGEST_DELAY_SECONDS)
+            current = await self._retries.until_done(
+                "writing what came of a webhook",
+                lambda: self._outbox.record(delivery, attempt, state, due_at),
+            )
+            # If it came too late, somebody asked for it again meanwhile.
+            again_at = due_at if current else ended
         finally:
+            # It was passed over as long as it stood here, also by whoever looked right after the commit.
             self._besides.discard(delivery.event_id)
-        # It was passed over as long as it stood here, also by whoever looked right after the commit. If this
-        # came too late, somebody asked for it again meanwhile.
-        now = self._clock.seconds()
-        self._receivers.recorded(receiver, due_at if current else now, now)
+            self._receivers.recorded(receiver, again_at, self._clock.seconds())
         self._look()
-
-    def _begin(self, coroutine: Coroutine[Deferred[Any], Any, None]) -> "Deferred[None]":
-        work = Deferred.fromCoroutine(coroutine)
-        self._works.add(work)
-        work.addErrback(_cut)
-        work.addErrback(lambda failure: self._log.failure("the webhook dispatcher failed", failure))
-        work.addBoth(lambda _: self._ended(work))
-        return work
-
-    def _ended(self, work: "Deferred[None]") -> None:
-        self._works.discard(work)
-        if not self._works:
-            for idle in list(self._idle):
-                idle.callback(None)
-
-    async def _wait(self, seconds: float) -> bool:
-        """False when foreman stopped meanwhile."""
-        if self._stopping:
-            return False
-        delay: Deferred[None] = deferLater(self._clock, seconds)
-        self._delays.add(delay)
-        try:
-            await delay
-        except CancelledError:
-            return False
-        finally:
-            self._delays.discard(delay)
-        return True
-
-    async def _wait_until_idle(self, seconds: float) -> bool:
-        """Whether everything that was begun has ended within this time."""
-        if not self._works:
-            return True
-        idle: Deferred[None] = Deferred()
-        self._idle.append(idle)
-        idle.addTimeout(seconds, self._clock)
-        try:
-            await idle
-        except WaitEnded:
-            return False
-        finally:
-            self._idle.remove(idle)
-        return True
-
-
-def _cut(failure: Failure) -> None:
-    """Foreman stops: that is no fault."""
-    failure.trap(CancelledError)
 
 
 def _standing(outcome: Outcome) -> Standing:

@@ -9,10 +9,8 @@ from attrs import define, field
 from twisted.internet.defer import CancelledError
 
 from foreman.allow import Allow, host_name
-from foreman.urls import check_url
+from foreman.urls import check_url, place
 from foreman.webhooks.addresses import LOCAL, NEVER, Address, Kind, kind, literal, plain
-
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Forbidden(Exception):
@@ -50,9 +48,8 @@ class Guard:
 
         Raises ValueError with what is allowed, or why foreman does not send there.
         """
-        parts = urlsplit(check_url(url))
-        host, port = parts.hostname or "", parts.port or _DEFAULT_PORTS[parts.scheme]
-        if "[" in parts.netloc and ":" not in host:
+        host, port = place(check_url(url))
+        if "[" in urlsplit(url).netloc and ":" not in host:
             raise ValueError(f"{host} is not an address")
         address = literal(host)
         if address is None:

@@ -9,6 +9,7 @@ import msgspec
 from attrs import define, field, frozen
 
 from foreman.errors import BadResponse, IncompleteResponse, TargetSaid
+from foreman.jobs.model import RESULT
 from foreman.worker.composing import (
     ABSENT,
     ARRAYS,
@@ -159,7 +160,7 @@ class StreamAssembly:
         if self.complete:
             self._part("content")
             size = 1024 + sum(part.size for part in self._parts.values())
-            drafts.append(Draft("response.json", JSON, self._response, size))
+            drafts.append(Draft(RESULT, JSON, self._response, size))
         kinds = {"content": text, "thinking": ("thinking.txt", TEXT)}
         kinds["transcript"] = ("transcript.ndjson", "application/x-ndjson")
         for kind, (name, content_type) in kinds.items():

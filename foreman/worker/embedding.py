@@ -3,6 +3,7 @@
 from attrs import define, field
 
 from foreman.errors import BadResponse, TargetSaid
+from foreman.jobs.model import RESULT
 from foreman.worker.assemble import JSON, LINES, Facts
 from foreman.worker.composing import OBJECTS, decode, error_text
 from foreman.worker.outputs import Draft
@@ -51,7 +52,7 @@ class EmbeddingAssembly:
         if not self.complete:
             return []
         return [
-            Draft("response.json", JSON, lambda: self._chunks, self._size),
+            Draft(RESULT, JSON, lambda: self._chunks, self._size),
             Draft("embeddings.json", JSON, lambda: (self._embeddings,), len(self._embeddings)),
         ]
 

@@ -1,19 +1,14 @@
 """Writes down how runs ended, and tries again while the database cannot be written."""
 
 from attrs import define, field
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from foreman.errors import ForemanError
 from foreman.jobs.interface import JobStore
 from foreman.jobs.model import Artifact, Claimed, Finish, Piece, Turnover
 from foreman.worker.attempt import End
 from foreman.worker.outputs import Cut
-
-FIRST_DELAY_SECONDS = 1.0
-LONGEST_DELAY_SECONDS = 30.0
+from foreman.works import Retries
 
 
 def is_small(end: End) -> bool:
@@ -50,9 +45,11 @@ class Finisher:
 
     _store: JobStore
     _clock: IReactorTime
-    _delays: "set[Deferred[None]]" = field(factory=set, init=False)
-    _stopping: bool = field(default=False, init=False)
+    _retries: Retries = field(init=False)
     _log = Logger()
+
+    def __attrs_post_init__(self) -> None:
+        self._retries = Retries(self._clock, self._log)
 
     async def claim(self, job_id: str, end: End | None) -> Claimed | None:
         """Write an end and claim a job in one transaction. None: it does not wait any more.
@@ -65,31 +62,21 @@ class Finisher:
         return turnover.claimed
 
     async def finish(self, end: End) -> None:
-        """Write an end alone, its outputs before it piece by piece when they are large."""
-        delay = FIRST_DELAY_SECONDS
+        """Write an end alone, its outputs before it piece by piece when they are large.
+
+        When foreman stops before it can be, it is found as interrupted at the next start, and runs again.
+        """
         try:
-            while True:
-                try:
-                    await self._store.finish(small_finish(end) if is_small(end) else await self._write(end))
-                    return
-                except ForemanError as error:
-                    self._log.warn(
-                        "the end of job {id} is not written yet: {why}",
-                        id=end.claimed.job.job_id,
-                        why=str(error),
-                    )
-                if self._stopping or not await self._wait(delay):
-                    # It is found as interrupted at the next start, and runs again.
-                    return
-                delay = min(delay * 2, LONGEST_DELAY_SECONDS)
+            await self._retries.until_done(f"the end of job {end.claimed.job.job_id}", lambda: self._try(end))
         finally:
             end.close()
 
     def stop(self) -> None:
         """Try nothing a second time from now on."""
-        self._stopping = True
-        for delay in list(self._delays):
-            delay.cancel()
+        self._retries.stop()
+
+    async def _try(self, end: End) -> None:
+        await self._store.finish(small_finish(end) if is_small(end) else await self._write(end))
 
     async def _write(self, end: End) -> Finish:
         artifacts = []
@@ -99,15 +86,3 @@ class Finisher:
                 await self._store.put_artifact_piece(end.claimed.fence, draft.name, number, data)
             artifacts.append(cut.artifact())
         return _finish(end, tuple(artifacts), ())
-
-    async def _wait(self, seconds: float) -> bool:
-        """False when foreman stopped meanwhile."""
-        delay: Deferred[None] = deferLater(self._clock, seconds)
-        self._delays.add(delay)
-        try:
-            await delay
-        except CancelledError:
-            return False
-        finally:
-            self._delays.discard(delay)
-        return True

@@ -5,12 +5,10 @@ instant. Is that a durable one, ONE transaction writes the end and claims it; it
 commit. Is it an interactive one, or none, the end is written alone and nobody waits for that.
 """
 
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from attrs import define, field
-from twisted.internet.defer import Deferred
-from twisted.internet.defer import TimeoutError as WaitEnded
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -26,6 +24,7 @@ from foreman.worker.attempt import Attempt, End, Progress, assembly_of
 from foreman.worker.failures import Verdict
 from foreman.worker.finisher import Finisher, is_small
 from foreman.worker.lines import DurableLines
+from foreman.works import Works
 
 PAUSE_FIRST_SECONDS = 1.0
 PAUSE_LONGEST_SECONDS = 30.0
@@ -86,8 +85,7 @@ class Worker:
     _cancelled: set[str] = field(factory=set, init=False)  # of those that are being claimed
     _recalled: set[str] = field(factory=set, init=False)  # likewise: those that are to wait again
     _claiming: set[str] = field(factory=set, init=False)
-    _works: "set[Deferred[None]]" = field(factory=set, init=False)
-    _idle: "list[Deferred[None]]" = field(factory=list, init=False)
+    _works: Works = field(init=False)
     _pause: IDelayedCall | None = field(default=None, init=False)
     _pauses: int = field(default=0, init=False)  # in a row
     _stopping: bool = field(default=False, init=False)
@@ -96,6 +94,7 @@ class Worker:
     def __attrs_post_init__(self) -> None:
         self._finisher = Finisher(self._store, self._clock)
         self._lines = DurableLines(self._installed)
+        self._works = Works(self._clock, self._log)
 
     async def start(self) -> None:
         """Recover what the last life left, and begin. Nothing else writes to the store until this is done."""
@@ -118,11 +117,11 @@ class Worker:
         if self._pause is not None and self._pause.active():
             self._pause.cancel()
         self._finisher.stop()
-        if await self._wait_until_idle(grace):
+        if await self._works.wait_until_idle(grace):
             return
         for attempt in list(self._running.values()):
             attempt.give_up(Transition.INTERRUPTED)
-        await self._wait_until_idle(cut_limit)
+        await self._works.wait_until_idle(cut_limit)
 
     def look(self) -> None:
         """Something outside has changed: the target is back, its models were read, or the lane is open."""
@@ -176,7 +175,7 @@ class Worker:
         """One of them got the turn. An end that is held goes into the transaction of its claim."""
         end, self._held = self._held, None
         self._lines.take()
-        self._begin(self._work(grant, end))
+        self._works.begin(self._work(grant, end))
 
     # One job of the turn.
 
@@ -223,7 +222,7 @@ class Worker:
                 self._log.failure("a claim failed inside foreman")
             self._pause_a_little()
             if before is not None:
-                self._begin(self._finisher.finish(before))
+                self._works.begin(self._finisher.finish(before))
             return None
         finally:
             self._claiming.discard(job_id)
@@ -284,7 +283,7 @@ class Worker:
         job_id = self._lines.bypassing()
         if job_id is not None:
             self._claiming_bypass = True
-            self._begin(self._bypass(job_id))
+            self._works.begin(self._bypass(job_id))
 
     async def _bypass(self, job_id: str) -> None:
         try:
@@ -327,30 +326,3 @@ class Worker:
             self._turn.durable_changed()
         else:
             self._next_bypassing()
-
-    def _begin(self, coroutine: Coroutine[Deferred[Any], Any, None]) -> None:
-        work = Deferred.fromCoroutine(coroutine)
-        self._works.add(work)
-        work.addErrback(lambda failure: self._log.failure("the worker failed", failure))
-        work.addBoth(lambda _: self._ended(work))
-
-    def _ended(self, work: "Deferred[None]") -> None:
-        self._works.discard(work)
-        if not self._works:
-            for idle in list(self._idle):
-                idle.callback(None)
-
-    async def _wait_until_idle(self, seconds: float) -> bool:
-        """Whether everything that was begun has ended within this time."""
-        if not self._works:
-            return True
-        idle: Deferred[None] = Deferred()
-        self._idle.append(idle)
-        idle.addTimeout(seconds, self._clock)
-        try:
-            await idle
-        except WaitEnded:
-            return False
-        finally:
-            self._idle.remove(idle)
-        return True

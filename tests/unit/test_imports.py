@@ -11,7 +11,7 @@ from twisted.web import http, server
 ROOT = Path(__file__).parents[2]
 GROUND = {
     *("settings", "errors", "logs", "quantities", "hours", "runner_options", "lock", "listener", "urls"),
-    *("allow", "secret"),
+    *("allow", "secret", "values", "works"),
 }
 BELOW_SERVICE = {*GROUND, "target", "scheduler", "jobs", "worker", "webhooks", "web", "embedded"}
 # What each room may import beside itself. The package alone, which holds the version, is for all.

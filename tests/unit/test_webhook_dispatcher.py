@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from attrs import define, field
@@ -58,6 +59,7 @@ class Bench:
     sender: ScriptedSender = field(factory=ScriptedSender)
     jitter: float = 0.0
     concurrency: int = 64
+    outbox: Any = None
     dispatcher: Dispatcher = field(init=False)
     _count: int = 0
 
@@ -65,7 +67,7 @@ class Bench:
         """The dispatcher of a new life."""
         self.dispatcher = Dispatcher(
             self.clock,
-            self.store.outbox,
+            self.outbox or self.store.outbox,
             self.sender,
             Signer(("a secret",)),
             BACKOFF,
@@ -324,6 +326,42 @@ def test_a_database_that_cannot_be_written(bench: Bench) -> None:
     assert bench.log(job)[0][0].state is DeliveryState.DELIVERED
     bench.submit()
     assert len(bench.sender.posts) == 2
+
+
+class Poisoned:
+    """An outbox with a fault: it cannot read what is for one receiver, the first time."""
+
+    def __init__(self, outbox: Any) -> None:
+        self._outbox = outbox
+        self.faults = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._outbox, name)
+
+    async def take(self, name: str, *given: Any) -> Any:
+        if "poison" in name and not self.faults:
+            self.faults += 1
+            raise RuntimeError("a fault of foreman's own")
+        return await self._outbox.take(name, *given)
+
+
+def test_a_fault_with_one_receiver_holds_up_nobody_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What foreman itself cannot read is logged and read again later; its place is free meanwhile."""
+    log = Mock()
+    monkeypatch.setattr(Dispatcher, "_log", log)
+    bench.end()
+    bench.concurrency = 1
+    bench.submit("http://poison/hook")
+    bench.submit("http://well/hook")
+    bench.outbox = Poisoned(bench.store.outbox)
+    bench.begin()
+    assert [post.url for post in bench.sender.posts] == ["http://well/hook"]
+    assert log.failure.call_count == 1
+    bench.sender.open[0].end(answer(200))
+    bench.clock.advance(30)
+    assert [post.url for post in bench.sender.open] == ["http://poison/hook"]
 
 
 def test_waiting_for_a_place_is_late(bench: Bench) -> None:

@@ -2,9 +2,34 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest_twisted
 from fronts import Bench
+
+from foreman.testing.ollama import FakeOllama
+
+if TYPE_CHECKING:
+    from turn_rig import Rig
+
+
+@pytest_twisted.async_yield_fixture
+async def target_port(fake: FakeOllama) -> AsyncIterator[int]:
+    """Where a module's own `fake` listens."""
+    from turn_rig import listen  # late: it imports the reactor, which pytest-twisted installs
+
+    port, _ = await listen(fake)
+    yield port.getHost().port
+    await port.stopListening()
+
+
+@pytest_twisted.async_yield_fixture
+async def r(tmp_path: Path, fake: FakeOllama, target_port: int) -> AsyncIterator["Rig"]:
+    """The daemon with its defaults in front of it, its models known."""
+    from turn_rig import rig
+
+    async with rig(tmp_path, fake, target_port) as it:
+        yield it
 
 
 @pytest_twisted.async_yield_fixture

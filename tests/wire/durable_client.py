@@ -40,6 +40,10 @@ class Durable:
             await deferLater(reactor, LOOK_SECONDS)
         return job
 
+    async def waits_for(self, job_id: str, reason: str) -> Any:
+        """Poll until it says that it waits for this; a moment before, it may still run."""
+        return await self.until(job_id, lambda job: (job["waiting_for"] or {}).get("reason") == reason)
+
     async def end(self, job_id: str) -> Any:
         """Poll until it has ended."""
         return await self.until(job_id, lambda job: job["status"] in ENDED)

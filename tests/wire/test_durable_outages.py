@@ -43,7 +43,7 @@ async def test_absent_at_the_start(tmp_path: Path, place: Place):
         d = Durable(r)
         jobs = [await d.submit(saying(("alpha", "beta")[n % 2], f"job {n}")) for n in range(6)]
         await until(lambda: not r.parts.reachability.up)
-        job = await d.until(jobs[0], lambda job: job["waiting_for"]["reason"] == "target_unreachable")
+        job = await d.waits_for(jobs[0], "target_unreachable")
         assert (job["status"], job["attempt"], job["started_at"]) == ("queued", 0, None)
         assert "target_unreachable" in await r.reasons()
         place.begin()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from durable_client import Durable
-from turn_rig import Call, Rig, chat, content, listen, reactor, rig, until
+from turn_rig import Call, Rig, chat, content, reactor, rig, until
 
 from foreman.testing.ollama import FakeOllama
 
@@ -21,19 +21,6 @@ async def fake() -> AsyncIterator[FakeOllama]:
     fake = FakeOllama(reactor)
     fake.gpu.load_seconds = LOAD_SECONDS
     yield fake
-
-
-@pytest_twisted.async_yield_fixture
-async def target_port(fake: FakeOllama) -> AsyncIterator[int]:
-    port, _ = await listen(fake)
-    yield port.getHost().port
-    await port.stopListening()
-
-
-@pytest_twisted.async_yield_fixture
-async def r(tmp_path: Path, fake: FakeOllama, target_port: int) -> AsyncIterator[Rig]:
-    async with rig(tmp_path, fake, target_port) as it:
-        yield it
 
 
 def loads(fake: FakeOllama) -> list[Any]:

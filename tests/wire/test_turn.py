@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from attrs import evolve
-from turn_rig import Rig, chat, listen, reactor, rig, until
+from turn_rig import Rig, chat, reactor, rig, until
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
@@ -25,20 +25,6 @@ async def fake() -> AsyncIterator[FakeOllama]:
     """An Ollama with room for two models, so that the turn is the only thing to wait for."""
     fake = FakeOllama(reactor, slots=2)
     yield fake
-
-
-@pytest_twisted.async_yield_fixture
-async def target_port(fake: FakeOllama) -> AsyncIterator[int]:
-    port, _ = await listen(fake)
-    yield port.getHost().port
-    await port.stopListening()
-
-
-@pytest_twisted.async_yield_fixture
-async def r(tmp_path: Path, fake: FakeOllama, target_port: int) -> AsyncIterator[Rig]:
-    """The daemon with its defaults, its target's models known."""
-    async with rig(tmp_path, fake, target_port) as it:
-        yield it
 
 
 async def test_forty_waiting_requests_are_two_loads(tmp_path: Path, fake: FakeOllama, target_port: int):

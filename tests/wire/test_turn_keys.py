@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from turn_rig import Rig, chat, listen, reactor, rig, until
+from turn_rig import Rig, chat, reactor, until
 
 from foreman.testing.gpu import FakeModel
 from foreman.testing.ollama import FakeOllama
@@ -21,19 +20,6 @@ WIDE = FakeModel.make("wide:latest", PARENT.weights, 8192)
 async def fake() -> AsyncIterator[FakeOllama]:
     """An Ollama with room for one model."""
     yield FakeOllama(reactor, models=[PARENT, CHILD, WIDE])
-
-
-@pytest_twisted.async_yield_fixture
-async def target_port(fake: FakeOllama) -> AsyncIterator[int]:
-    port, _ = await listen(fake)
-    yield port.getHost().port
-    await port.stopListening()
-
-
-@pytest_twisted.async_yield_fixture
-async def r(tmp_path: Path, fake: FakeOllama, target_port: int) -> AsyncIterator[Rig]:
-    async with rig(tmp_path, fake, target_port) as it:
-        yield it
 
 
 async def drain(r: Rig, fake: FakeOllama, bodies: Sequence[dict[str, Any]]) -> list[int]:
