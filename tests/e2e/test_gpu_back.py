@@ -66,11 +66,17 @@ async def test_pause_with_unload_and_resume(base_url: str, tmp_path: Path):
         return [entry["name"] for entry in ask(f"{base_url}/api/ps")["models"]]
 
     def submit(url: str) -> list[str]:
-        """A story, in whose middle the pause comes, and short ones that wait."""
+        """
+        A story, in whose middle the pause comes, and short ones that wait.
+
+        It is the likeliest story, which goes on for 3 s: of those that are sampled some end after one word.
+        """
         asked = {"prompt": "Tell a story.", "raw": True}
-        words = [(MODEL, 60), (OTHER, 8), (MODEL, 8), (OTHER, 8)]
+        words = [(MODEL, 400), (OTHER, 8), (MODEL, 8), (OTHER, 8)]
         return [
-            ask(f"{url}/jobs", {"model": model, **asked, "options": {"num_predict": count}})["job_id"]
+            ask(
+                f"{url}/jobs", {"model": model, **asked, "options": {"temperature": 0, "num_predict": count}}
+            )["job_id"]
             for model, count in words
         ]
 
