@@ -11,7 +11,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from foreman.errors import ForemanError
+from foreman.errors import DatabaseFull, DatabaseUnavailable
 
 T = TypeVar("T")
 
@@ -35,6 +35,11 @@ class Works:
         work.addErrback(self._failed)
         work.addBoth(lambda _: self._ended(work))
         return work
+
+    def cancel(self) -> None:
+        """Cancel everything that was begun."""
+        for work in list(self._begun):
+            work.cancel()
 
     async def wait_until_idle(self, seconds: float) -> bool:
         """Whether everything that was begun has ended within this time."""
@@ -80,13 +85,13 @@ class Retries:
         """
         The result of `attempt`, or None when foreman stops before there is one.
 
-        Only a ForemanError is waited out, and logged under `what`; raises any other.
+        Only what the database says is waited out, and logged under `what`; any other error is raised.
         """
         delay = FIRST_DELAY_SECONDS
         while True:
             try:
                 result = await attempt()
-            except ForemanError as error:
+            except (DatabaseFull, DatabaseUnavailable) as error:
                 self._log.warn("{what} is not done yet: {why}", what=what, why=str(error))
                 if self.failing_since is None:
                     self.failing_since = self._clock.seconds()

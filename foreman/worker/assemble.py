@@ -235,7 +235,8 @@ class StreamAssembly:
         if logprobs is not None:
             fields["logprobs"] = lambda: write_array(logprobs)
         if self._chat:
-            message = plain(decode(OBJECTS, self._last.get("message", b"{}")))
+            raw = self._last.get("message", ABSENT)
+            message = plain({} if is_null(raw) else decode(OBJECTS, raw))
             message.setdefault("role", lambda: (b'"assistant"',))
             self._join(message, "content")
             fields["message"] = lambda: write_object(message, MESSAGE_ORDER)

@@ -5,6 +5,9 @@ from attrs import frozen
 from foreman.errors import ForemanError, TargetRefused, TargetSaid, TargetUnreachable
 from foreman.jobs.model import AttemptError, Transition
 
+_MAY_PASS = (408, 425, 429)
+"""Statuses below 500 that say nothing against the request: too slow, too early, too many."""
+
 BACKOFF_FIRST_SECONDS = 5.0
 BACKOFF_LONGEST_SECONDS = 300.0
 
@@ -29,7 +32,7 @@ def judge(error: Exception, attempt: int, now: float) -> Verdict:
     ===========================================================  =============================================
     the target cannot be reached: nothing was sent               put back; the turn waits until it is there
     503, or no room on foreman's own disk                        put back, and the lane pauses
-    any other 4xx: the same request would be refused again       failed
+    4xx but 408, 425, 429: it would be refused again             failed
     all else: reset, cut, time-outs, other statuses, an error    an attempt is used up; again after a backoff
     line, a bad or incomplete answer, a fault of foreman's own
     ===========================================================  =============================================
@@ -39,7 +42,8 @@ def judge(error: Exception, attempt: int, now: float) -> Verdict:
     if isinstance(error, OSError) or (isinstance(error, TargetRefused) and error.target_status == 503):
         return Verdict(Transition.PUT_BACK, None, pause=True)
     entry = _entry(error, attempt, now)
-    if isinstance(error, TargetRefused) and 400 <= error.target_status < 500:
+    status = error.target_status if isinstance(error, TargetRefused) else 0
+    if 400 <= status < 500 and status not in _MAY_PASS:
         return Verdict(Transition.FAILED, entry)
     return Verdict(Transition.RETRIED, entry, now + backoff_seconds(attempt))
 

@@ -1,12 +1,14 @@
 """Writes down how runs ended, and tries again while the database cannot be written."""
 
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from foreman.errors import BadResponse
 from foreman.jobs.interface import JobStore
 from foreman.jobs.model import Artifact, Claimed, Finish, Piece, Turnover
 from foreman.worker.attempt import End
+from foreman.worker.failures import judge
 from foreman.worker.outputs import Cut
 from foreman.works import Retries
 
@@ -56,7 +58,7 @@ class Finisher:
 
         Raises DatabaseFull or DatabaseUnavailable, after which the end is not written.
         """
-        turnover: Turnover = await self._store.claim(job_id, None if end is None else small_finish(end))
+        turnover: Turnover = await self._store.claim(job_id, None if end is None else self._composed(end))
         if end is not None:
             end.close()
         return turnover.claimed
@@ -66,8 +68,17 @@ class Finisher:
 
         When foreman stops before it can be, it is found as interrupted at the next start, and runs again.
         """
+        what = f"the end of job {end.claimed.job.job_id}"
         try:
-            await self._retries.until_done(f"the end of job {end.claimed.job.job_id}", lambda: self._try(end))
+            if is_small(end):
+                finish = self._composed(end)
+                await self._retries.until_done(what, lambda: self._store.finish(finish))
+                return
+            try:
+                await self._retries.until_done(what, lambda: self._write(end))
+            except (BadResponse, OSError) as error:
+                failed = self._failed(end, error)
+                await self._retries.until_done(what, lambda: self._store.finish(failed))
         finally:
             end.close()
 
@@ -75,14 +86,26 @@ class Finisher:
         """Try nothing a second time from now on."""
         self._retries.stop()
 
-    async def _try(self, end: End) -> None:
-        await self._store.finish(small_finish(end) if is_small(end) else await self._write(end))
+    def _composed(self, end: End) -> Finish:
+        """An end with its small outputs, or that of an attempt whose outputs cannot be put together."""
+        try:
+            return small_finish(end)
+        except (BadResponse, OSError) as error:
+            return self._failed(end, error)
 
-    async def _write(self, end: End) -> Finish:
+    def _failed(self, end: End, error: BadResponse | OSError) -> Finish:
+        """The run was well up to its last line; what it brought is no answer, or cannot be read back."""
+        self._log.warn("{why}", why=str(error))
+        if isinstance(error, OSError):
+            error = BadResponse(f"the outputs could not be read back: {error.strerror}")
+        verdict = judge(error, end.claimed.job.attempt, self._clock.seconds())
+        return _finish(evolve(end, verdict=verdict), (), ())
+
+    async def _write(self, end: End) -> None:
         artifacts = []
         for draft in end.drafts:
             cut = Cut(draft)
             for number, data in enumerate(cut.pieces()):
                 await self._store.put_artifact_piece(end.claimed.fence, draft.name, number, data)
             artifacts.append(cut.artifact())
-        return _finish(end, tuple(artifacts), ())
+        await self._store.finish(_finish(end, tuple(artifacts), ()))

@@ -151,6 +151,15 @@ def test_unknown_keys_pass(bench: Bench) -> None:
     assert (response["message"]["mood"], response["new"]) == ({"a": 1}, [None])
 
 
+@pytest.mark.parametrize("message", ["null", None])
+def test_a_last_line_without_a_message(bench: Bench, message: str | None) -> None:
+    """What came before it is the answer."""
+    last = "{" + (f'"message":{message},' if message else "") + END + "}\n"
+    found = bench.assemble(chat('"content":"Rain"') + last.encode())
+    assert json.loads(found["response.json"])["message"] == {"role": "assistant", "content": "Rain"}
+    assert found["content.txt"] == b"Rain"
+
+
 def test_images(bench: Bench) -> None:
     """Each is a file; progress lines before it count for nothing."""
     data = random.Random(1).randbytes(1000)

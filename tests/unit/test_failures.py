@@ -31,7 +31,15 @@ def test_not_counted(error: Exception, pause: bool) -> None:
     assert verdict.pause is pause
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 422, 429])
+@pytest.mark.parametrize("status", [408, 425, 429])
+def test_statuses_that_may_pass(status: int) -> None:
+    """They say nothing against the request: an attempt is used up, and there is another one."""
+    verdict = judge(TargetRefused(status, "later"), 1, 100.0)
+    assert (verdict.transition, verdict.not_before) == (Transition.RETRIED, 105.0)
+    assert verdict.error.target_status == status
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 422])
 def test_failed_at_once(status: int) -> None:
     """With what the target said."""
     verdict = judge(TargetRefused(status, "no"), 1, 100.0)

@@ -151,7 +151,7 @@ def test_a_failure_that_passes_is_history(make: Make) -> None:
     assert [error.target_body for error in job.errors] == ["out of memory"]
 
 
-@pytest.mark.parametrize("status", [400, 404, 403, 413, 429])
+@pytest.mark.parametrize("status", [400, 404, 403, 413])
 def test_a_refusal_fails_at_once(make: Make, status: int) -> None:
     """The same request would be refused again."""
     bench = make()
