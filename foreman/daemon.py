@@ -102,8 +102,8 @@ class Foreman(Service):
         parts = self._parts
         await parts.store.open()
         # Before anything may be granted or pinned.
-        await parts.pauses.start()
         parts.timetable.start()
+        await parts.pauses.start()
         if parts.embedder is not None:
             parts.embedder.start()
         parts.inventory.start()
@@ -161,8 +161,8 @@ class Foreman(Service):
         await parts.sender.close()
         parts.timetable.stop()
         await parts.pauses.stop()
-        await parts.upkeep.stop()
-        await parts.keeper.stop()
+        await parts.upkeep.stop(_CUT_SECONDS)
+        await parts.keeper.stop(_CUT_SECONDS)
         parts.preloader.stop()
         if parts.embedder is not None:
             await parts.embedder.stop()

@@ -53,6 +53,18 @@ class Hours:
                 return float(candidate)
         return None
 
+    def outside(self, since: float, until: float) -> list[tuple[float, float]]:
+        """The spans between two moments that lie outside the ranges, oldest first."""
+        spans: list[tuple[float, float]] = []
+        begin = since
+        while begin < until:
+            change = self.next_change(begin)
+            end = until if change is None else min(change, until)
+            if not self.include(begin):
+                spans.append((begin, end))
+            begin = end
+        return spans
+
 
 def parse_hours(text: str) -> Hours:
     """

@@ -221,7 +221,7 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> Parts:
         turn.set_durable_hours(within)
         worker.look()
 
-    timetable = Timetable(reactor, s.durable_hours, hours_changed)
+    timetable = Timetable(reactor, s.durable_hours, hours_changed, turn.was_beyond_hours)
     upkeep = Upkeep(
         store, reactor, store.outbox, Retention(s.retain_succeeded, s.retain_failed), s.retain_deliveries
     )

@@ -148,7 +148,7 @@ class Bench:
 
     def close(self) -> None:
         self.wait(lambda: self.worker.stop(0.0, 1.0))
-        self.wait(self.upkeep.stop)
+        self.wait(lambda: self.upkeep.stop(1.0))
         self.reachability.stop()
         self.pool.commit_seconds = 0.0
         self.wait(self.store.close)

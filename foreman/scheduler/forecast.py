@@ -22,6 +22,8 @@ from foreman.scheduler.visits import Visits
 
 # With 20 lines a step takes some 40 µs. What is further away than this is extrapolated.
 _MOST_STEPS = 250
+# Each step looks at all lines: with more of them there are fewer steps, so that it costs the same.
+_FEW_LINES = 40
 # What is left of a job is at least this part of what it takes, or of what it has taken when that is more.
 _RESIDUAL = 0.25
 # What runs may end this much earlier or later. Whether that is before or after another line is overdue can
@@ -192,7 +194,7 @@ class _Play:
     def until_start(self) -> Forecast:
         """Step by step."""
         self._finish_running()
-        for _ in range(_MOST_STEPS):
+        for _ in range(_MOST_STEPS * _FEW_LINES // max(_FEW_LINES, len(self._piles))):
             lines = [pile.line for pile in self._piles.values()]
             self._visits.look(lines, ())
             now = {lane: moment + self._seconds for lane, moment in self._scene.now.items()}

@@ -68,6 +68,10 @@ class Gates:
         self.paused.pop(lane, None)
         self._set_clocks()
 
+    def was_beyond_hours(self, begin: float, end: float) -> None:
+        """In an earlier life it was beyond the hours of durable jobs in this span."""
+        self.clocks[Lane.DURABLE].lost(begin, end)
+
     def set_durable_hours(self, within: bool) -> None:
         """Whether it is within the hours of durable jobs. Beyond them callers are not refused: they wait."""
         self._within_hours = within

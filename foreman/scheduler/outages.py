@@ -39,6 +39,15 @@ class WaitingClock:
             moment = min(moment, self._begins[over])
         return moment - (self._lost[over - 1] if over else self._forgotten)
 
+    def lost(self, begin: float, end: float) -> None:
+        """Nothing could run in this span, which is over, and later than those that were told before."""
+        self._begins.append(begin)
+        self._ends.append(end)
+        self._lost.append((self._lost[-1] if self._lost else self._forgotten) + end - begin)
+        if len(self._ends) > _REMEMBERED:
+            self._forgotten = self._lost[0]
+            del self._begins[0], self._ends[0], self._lost[0]
+
     def stop(self, since: float | None = None) -> None:
         """Nothing may run from now on, or has been able to since an earlier moment."""
         if self._stopped_at is None:
@@ -53,10 +62,4 @@ class WaitingClock:
             return
         begin, end = self._stopped_at, max(self._stopped_at, self._clock.seconds())
         self._stopped_at = None
-        lost = self._lost[-1] if self._lost else self._forgotten
-        self._begins.append(begin)
-        self._ends.append(end)
-        self._lost.append(lost + end - begin)
-        if len(self._ends) > _REMEMBERED:
-            self._forgotten = self._lost[0]
-            del self._begins[0], self._ends[0], self._lost[0]
+        self.lost(begin, end)

@@ -7,11 +7,14 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from foreman.hours import Hours
 
+_REMEMBERED_SECONDS = 7 * 24 * 3600.0
+
 
 @define(eq=False)
 class Timetable:
     """
-    Calls `changed` with whether it is within the hours: at the start, and whenever that changes.
+    Calls `changed` with whether it is within the hours: at the start, and whenever that changes. Before the
+    start it tells `shut` of each span of the last week in which the lane was shut.
 
     The clock shows epoch seconds.
     """
@@ -19,12 +22,16 @@ class Timetable:
     _clock: IReactorTime
     _hours: Hours
     _changed: Callable[[bool], None]
+    _shut: Callable[[float, float], None]
     _within: bool = field(default=True, init=False)
     _change_at: float | None = field(default=None, init=False)
     _call: IDelayedCall | None = field(default=None, init=False)
 
     def start(self) -> None:
-        """Look at the clock now, and at each change from now on."""
+        """Look at the clock now, and at each change from now on. Before this nothing may be granted."""
+        now = self._clock.seconds()
+        for begin, end in self._hours.outside(now - _REMEMBERED_SECONDS, now):
+            self._shut(begin, end)
         self._look()
 
     def stop(self) -> None:

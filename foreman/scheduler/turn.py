@@ -8,7 +8,7 @@ gives the turn back with `release`.
 """
 
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from attrs import define, field
@@ -35,18 +35,17 @@ class Turn(Standing):
     many seconds at most a target settles. Up to `width` jobs of one key share the turn. `interactive_limit`
     is how many native requests may wait.
 
-    Four hooks are called within the turn's own work, and must neither raise nor wait: `on_grant` as a job
-    gets the turn, `on_release` when it has given it back, `on_choice` when nobody else can get it for now,
-    and `on_swap` at the end of a load, which is the time to read /api/ps again.
+    Three hooks are called within the turn's own work, and must neither raise nor wait: `on_release` when a
+    job has given the turn back, `on_choice` when nobody else can get it for now, and `on_swap` at the end of
+    a load, which is the time to read /api/ps again.
     """
 
     on_swap: Callable[[], None] | None = None
-    on_grant: Callable[[Grant], None] = _nobody
     on_release: Callable[[Grant], None] = _nobody
     on_choice: Callable[[], None] = _nobody
     _arrivals: "itertools.count[int]" = field(factory=itertools.count, init=False)
     _granting: bool = field(default=False, init=False)
-    _idle: "list[tuple[Collection[Lane], Deferred[None]]]" = field(factory=list, init=False)
+    _idle: "list[Deferred[None]]" = field(factory=list, init=False)
     _close_error: ForemanError | None = field(default=None, init=False)
 
     # Who comes and goes.
@@ -150,6 +149,10 @@ class Turn(Standing):
         self._gates.resume(lane)
         self._grant_next()
 
+    def was_beyond_hours(self, begin: float, end: float) -> None:
+        """Before the start the durable lane was shut for this span: that is no waiting either."""
+        self._gates.was_beyond_hours(begin, end)
+
     def set_durable_hours(self, within: bool) -> None:
         """Beyond its hours nothing of the durable lane is granted, and its waiting clock stands still.
 
@@ -159,11 +162,10 @@ class Turn(Standing):
         self._gates.set_durable_hours(within)
         self._grant_next()
 
-    def when_idle(self, lanes: Collection[Lane] = tuple(Lane)) -> "Deferred[None]":
-        """Fires as soon as no job of these lanes holds the turn; it may be cancelled."""
-        idle: Deferred[None] = Deferred(lambda _: self._idle.remove(entry))
-        entry = (lanes, idle)
-        self._idle.append(entry)
+    def when_idle(self) -> "Deferred[None]":
+        """Fires as soon as no job holds the turn; it may be cancelled."""
+        idle: Deferred[None] = Deferred(self._idle.remove)
+        self._idle.append(idle)
         self._tell_idle()
         return idle
 
@@ -228,7 +230,6 @@ class Turn(Standing):
         self._granting = True
         try:
             while self._may_grant() and (grant := self._choose()) is not None:
-                self.on_grant(grant)
                 take = self._queue.takes.get(grant.job_id)
                 if take is None:
                     self._queue.source.granted(grant)
@@ -303,9 +304,6 @@ class Turn(Standing):
             self.on_swap()
 
     def _tell_idle(self) -> None:
-        """Fire what waits for lanes of which nothing runs. Each may call back into the turn."""
-        lanes = {grant.lane for grant in self._holders.grants}
-        for entry in [entry for entry in self._idle if lanes.isdisjoint(entry[0])]:
-            if entry in self._idle:
-                self._idle.remove(entry)
-                entry[1].callback(None)
+        """Fire what waits until nothing runs. Each may call back into the turn."""
+        while self._idle and not self._holders.grants:
+            self._idle.pop(0).callback(None)

@@ -161,7 +161,8 @@ class Exchange:
         """The target has begun to answer."""
         now = self.clock.seconds()
         self.began_at = self.active_at = now
-        if self.task.grant is not None:
+        # A refusal's says nothing about what is loaded.
+        if self.task.grant is not None and status < 400:
             if self.task.grant.settling:
                 self.started_at = now
             self.task.grant.first_byte()

@@ -35,6 +35,11 @@ class Model:
     remote: bool
     capabilities: frozenset[str] = frozenset()
 
+    @property
+    def generates(self) -> bool:
+        """It generates text; others are loaded by requests that take no turn."""
+        return "completion" in self.capabilities
+
 
 @define(eq=False)
 class Inventory:

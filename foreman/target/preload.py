@@ -19,9 +19,6 @@ from foreman.target.client import OllamaClient
 from foreman.target.inventory import Inventory
 from foreman.target.names import is_cloud
 
-COMPLETION = "completion"
-"""What a model that generates text has among its capabilities."""
-
 DROPPED_LIMIT = 2
 IDLE_SECONDS = 3600.0
 DROPS = (
@@ -191,7 +188,7 @@ class Preloader:
         if self._clock.seconds() < self._idle_until or is_cloud(name):
             return False
         model = self._inventory.model(name)
-        return model is not None and not model.remote and COMPLETION in model.capabilities
+        return model is not None and not model.remote and model.generates
 
     def _begin(self, grant: Grant, model: str, options: str) -> _Load:
         load = self._load = _Load(grant.key, model, self._clock.seconds(), grant.settling)
@@ -217,14 +214,16 @@ class Preloader:
 
     def _end(self, load: _Load, loaded: bool) -> None:
         self._load = None
-        if loaded:
-            load.ended_at = self._clock.seconds()
-            load.holders = tuple(self._turn.holders)
-            self._last = load
-            if load.holders:
-                self.on_load(load.holders[0], load.ended_at - load.began_at)
-            self._turn.loaded(load.key)
-        self._let_go(load)
+        try:
+            if loaded:
+                load.ended_at = self._clock.seconds()
+                load.holders = tuple(self._turn.holders)
+                self._last = load
+                if load.holders:
+                    self.on_load(load.holders[0], load.ended_at - load.began_at)
+                self._turn.loaded(load.key)
+        finally:
+            self._let_go(load)
 
     def _leave(self, load: _Load, waiter: "Deferred[None]", grant: Grant) -> None:
         if self._load is not load:

@@ -5,7 +5,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from foreman.errors import ForemanError
+from foreman.errors import ForemanError, TargetTimeout, TargetUnreachable
 from foreman.target.client import OllamaClient
 
 LOOK_SECONDS = 0.5
@@ -38,12 +38,22 @@ class Unloader:
                 if not loaded and was_empty:
                     return True
                 was_empty = not loaded
-                for name in loaded:
-                    await self._client.unload(name)
                 why = f"{', '.join(loaded)} still in memory"
+                for name in loaded:
+                    why = await self._told(name) or why
             except ForemanError as error:
                 was_empty, why = False, str(error)
             if not was_empty and self._clock.seconds() + LOOK_SECONDS > deadline:
                 self._log.warn("the target's models could not be unloaded: {why}", why=why)
                 return False
             await deferLater(self._clock, LOOK_SECONDS)
+
+    async def _told(self, name: str) -> str | None:
+        """Why the target will not unload this one; it is not to keep the others in memory, too."""
+        try:
+            await self._client.unload(name)
+        except (TargetUnreachable, TargetTimeout):
+            raise
+        except ForemanError as error:
+            return f"{name}: {error}"
+        return None

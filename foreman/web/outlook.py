@@ -104,11 +104,11 @@ class Outlooks:
         if tail is not None and tail.until > self._wall_clock():
             ahead = await self._ahead(job, key, tail.siblings)
             return None if ahead is None else ahead + tail.others + 1
-        siblings = self._siblings(job.line, key)
+        siblings = self._siblings(self._scene(), job.line, key)
         ahead = await self._ahead(job, key, siblings)
         if ahead is None:
             return None
-        found = self._foresee(self._turn.scene(also=(_DURABLE,)), key, ahead)
+        found = self._foresee(self._scene(), key, ahead)
         others = 0 if found is None else max(0, found.jobs_ahead - ahead)
         if len(self._tails) >= _MOST_TAILS:
             self._tails.clear()
@@ -144,10 +144,10 @@ class Outlooks:
 
     async def _in_line(self, job: Job) -> Outlook:
         key = self._keys.key(_wanted(job.line))
-        ahead = await self._ahead(job, key, self._siblings(job.line, key))
+        ahead = await self._ahead(job, key, self._siblings(self._scene(), job.line, key))
         if ahead is None:
             return Outlook()
-        scene = self._turn.scene(also=(_DURABLE,))
+        scene = self._scene()
         line, found = _line_of(scene, key), self._foresee(scene, key, ahead)
         if line is None or found is None:
             # What it waits for keeps its whole line out of the choice.
@@ -175,11 +175,15 @@ class Outlooks:
         # The line may have moved since its jobs were counted.
         return forecast(scene, Place(_DURABLE, key, min(ahead, line.count - 1)), self._estimates)
 
-    def _siblings(self, line: LineKey, key: ModelKey) -> list[LineKey]:
+    def _scene(self) -> Scene:
+        """As if the durable lane were open."""
+        return self._turn.scene(also=(_DURABLE,))
+
+    def _siblings(self, scene: Scene, line: LineKey, key: ModelKey) -> list[LineKey]:
         """The other lines of the store that are of this key."""
         wanted = {
             wanted
-            for each in self._turn.scene(also=(_DURABLE,)).lines
+            for each in scene.lines
             if each.lane is _DURABLE and each.key == key
             for wanted in each.wanted
         }

@@ -13,13 +13,8 @@ from foreman.scheduler.keys import Wanted
 from foreman.scheduler.residents import Residents
 from foreman.scheduler.swaps import DAY_SECONDS, HOUR_SECONDS, Swaps
 from foreman.scheduler.turn import Turn
+from foreman.target.embedder import FOREVER
 from foreman.web.gate import Answer
-
-COMPLETION = "completion"
-"""What a model that generates has among its capabilities; others are loaded by requests without a turn."""
-
-_FAR_YEARS = 100
-"""Ollama shows a model that stays for good as one that goes in some 292 years."""
 
 
 class Model(Protocol):
@@ -29,7 +24,7 @@ class Model(Protocol):
     def weights(self) -> frozenset[str]: ...
 
     @property
-    def capabilities(self) -> frozenset[str]: ...
+    def generates(self) -> bool: ...
 
 
 class Loaded(Protocol):
@@ -150,7 +145,7 @@ class QueueReport:
         ]
 
     def _resident(self, entry: Loaded) -> dict[str, Any]:
-        forever = entry.expires_at.timestamp() - self._wall_clock() > _FAR_YEARS * 365 * DAY_SECONDS
+        forever = entry.expires_at.timestamp() - self._wall_clock() > FOREVER.total_seconds()
         return {
             "name": entry.name,
             "context_length": entry.context_length,
@@ -168,7 +163,7 @@ class QueueReport:
             if pinned is not None and pinned.weights == model.weights:
                 return True
         by_foreman = self._residents.by_foreman(model.weights)
-        return None if by_foreman is False and COMPLETION not in model.capabilities else by_foreman
+        return None if by_foreman is False and not model.generates else by_foreman
 
 
 def _model(wanted: Wanted | None) -> str | None:

@@ -1,7 +1,6 @@
 """Keeps what was measured over restarts."""
 
 from attrs import define, field
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -11,6 +10,7 @@ from foreman.jobs.model import Estimate
 from foreman.scheduler.history import Average, History, Measure, Subject
 from foreman.scheduler.key_texts import dumped, parsed
 from foreman.scheduler.policy import Lane
+from foreman.works import Works
 
 WRITE_AFTER_SECONDS = 5.0
 """What changes within this time is one transaction."""
@@ -24,9 +24,12 @@ class HistoryKeeper:
     _store: JobStore
     _history: History
     _due: IDelayedCall | None = field(default=None, init=False)
-    _writing: "Deferred[None] | None" = field(default=None, init=False)
+    _works: Works = field(init=False)
     _stopped: bool = field(default=False, init=False)
     _log = Logger()
+
+    def __attrs_post_init__(self) -> None:
+        self._works = Works(self._clock, self._log)
 
     async def start(self) -> None:
         """Read what earlier lives measured. What a newer foreman wrote and this one cannot read is left."""
@@ -38,30 +41,22 @@ class HistoryKeeper:
             self._history.remember(subject, estimate.value, estimate.count)
         self._history.on_change = self._changed
 
-    async def stop(self) -> None:
-        """Write what is not written yet."""
+    async def stop(self, limit: float) -> None:
+        """Write what is not written yet, within `limit` seconds."""
         self._stopped = True
         if self._due is not None:
             self._due.cancel()
             self._due = None
-        if self._writing is not None:
-            await self._writing
-        await self._write()
+        self._works.begin(self._write())
+        await self._works.wait_until_idle(limit)
 
     def _changed(self) -> None:
-        if self._due is None and self._writing is None and not self._stopped:
+        if self._due is None and not self._stopped:
             self._due = self._clock.callLater(WRITE_AFTER_SECONDS, self._begin)
 
     def _begin(self) -> None:
         self._due = None
-        self._writing = Deferred.fromCoroutine(self._write())
-        if self._writing.called:
-            self._writing = None
-        else:
-            self._writing.addBoth(self._written)
-
-    def _written(self, _: object) -> None:
-        self._writing = None
+        self._works.begin(self._write())
 
     async def _write(self) -> None:
         """Estimates are worth no second try: the next measurement writes them anew."""
@@ -72,8 +67,6 @@ class HistoryKeeper:
             await self._store.put_estimates(estimates)
         except ForemanError as error:
             self._log.warn("what was measured is not written: {why}", why=str(error))
-        except Exception:
-            self._log.failure("writing what was measured failed inside foreman")
 
 
 def _estimate(subject: Subject, average: Average) -> Estimate:

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from foreman.errors import LanePaused
 from foreman.jobs.interface import JobStore
 from foreman.jobs.model import Pause
+from foreman.jobs.shield import shield
 from foreman.quantities import format_moment
 from foreman.scheduler.gates import Refusal
 from foreman.scheduler.policy import Lane
@@ -108,6 +109,16 @@ class Pauses:
 
         Raises DatabaseFull or DatabaseUnavailable, after which nothing is paused that was not.
         """
+        # A caller who leaves is not to leave it half done: on disk, and not in force.
+        await shield(Deferred.fromCoroutine(self._pause(lanes, seconds, unload, at_once)))
+
+    async def resume(self, lanes: Collection[Lane]) -> None:
+        """These lanes go on, if they were paused. Raises DatabaseFull or DatabaseUnavailable."""
+        await shield(Deferred.fromCoroutine(self._resume(lanes)))
+
+    async def _pause(
+        self, lanes: Collection[Lane], seconds: float | None, unload: bool, at_once: bool
+    ) -> None:
         now = self._clock.seconds()
         until = None if seconds is None else now + seconds
         pauses = [Pause(lane.value, self._since(lane, now), until, unload) for lane in lanes]
@@ -120,8 +131,7 @@ class Pauses:
             self._worker.put_back()
         self._settle_memory(again=unload)
 
-    async def resume(self, lanes: Collection[Lane]) -> None:
-        """These lanes go on, if they were paused. Raises DatabaseFull or DatabaseUnavailable."""
+    async def _resume(self, lanes: Collection[Lane]) -> None:
         await self._store.drop_pauses([lane.value for lane in lanes])
         for lane in lanes:
             self._go_on(lane)

@@ -1,7 +1,6 @@
 """What the store needs from time to time: what is due is expired or released, what is old is pruned."""
 
 from attrs import define, field
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -9,6 +8,7 @@ from foreman.errors import ForemanError
 from foreman.jobs.delivery import Outbox
 from foreman.jobs.interface import JobStore
 from foreman.jobs.model import Retention
+from foreman.works import Works
 
 PRUNE_SECONDS = 60.0
 RETRY_SECONDS = 5.0
@@ -31,9 +31,12 @@ class Upkeep:
     _prune: IDelayedCall | None = field(default=None, init=False)
     _looking: bool = field(default=False, init=False)
     _due_at: float | None = field(default=None, init=False)  # the next moment, as far as it is known
-    _work: "set[Deferred[None]]" = field(factory=set, init=False)
+    _works: Works = field(init=False)
     _stopped: bool = field(default=True, init=False)
     _log = Logger()
+
+    def __attrs_post_init__(self) -> None:
+        self._works = Works(self._clock, self._log)
 
     def start(self) -> None:
         """Look at once, and prune in a minute: a start has better things to do."""
@@ -42,14 +45,14 @@ class Upkeep:
         self._begin_look()
         self._prune = self._clock.callLater(PRUNE_SECONDS, self._begin_prune)
 
-    async def stop(self) -> None:
-        """Begin nothing more, and wait for what was begun."""
+    async def stop(self, limit: float) -> None:
+        """Begin nothing more. What was begun ends with its present batch, within `limit` seconds."""
         self._stopped = True
         for call in (self._due, self._prune):
             if call is not None and call.active():
                 call.cancel()
-        for work in list(self._work):
-            await work
+        self._works.cancel()
+        await self._works.wait_until_idle(limit)
 
     def due_at(self, moment: float) -> None:
         """Something will be due at this moment."""
@@ -70,38 +73,33 @@ class Upkeep:
 
     def _begin_look(self) -> None:
         self._looking, self._due_at = True, None
-        self._begin(Deferred.fromCoroutine(self._look()))
+        self._works.begin(self._look())
 
     async def _look(self) -> None:
+        moment: float | None = self._clock.seconds() + RETRY_SECONDS  # whatever goes wrong
         try:
             moment = await self._store.due(self._clock.seconds())
         except ForemanError as error:
             self._log.warn("what is due waits: {why}", why=str(error))
-            moment = self._clock.seconds() + RETRY_SECONDS
         finally:
             self._looking = False
-        if moment is not None:
-            self.due_at(moment)
-        # What was told during the look.
-        self._schedule()
+            if moment is not None:
+                self.due_at(moment)
+            # What was told during the look.
+            self._schedule()
 
     def _begin_prune(self) -> None:
-        self._begin(Deferred.fromCoroutine(self._prune_once()))
+        self._works.begin(self._prune_once())
 
     async def _prune_once(self) -> None:
         try:
             now = self._clock.seconds()
             removed = await self._store.prune(now, self._retention)
+            if removed:
+                self._log.info("pruned {count} jobs", count=removed)
             await self._outbox.prune(now - self._retain_deliveries)
         except ForemanError as error:
             self._log.warn("pruning waits: {why}", why=str(error))
-        else:
-            if removed:
-                self._log.info("pruned {count} jobs", count=removed)
-        if not self._stopped:
-            self._prune = self._clock.callLater(PRUNE_SECONDS, self._begin_prune)
-
-    def _begin(self, work: "Deferred[None]") -> None:
-        self._work.add(work)
-        work.addErrback(lambda failure: self._log.failure("the upkeep of the store failed", failure))
-        work.addBoth(lambda _: self._work.discard(work))
+        finally:
+            if not self._stopped:
+                self._prune = self._clock.callLater(PRUNE_SECONDS, self._begin_prune)

@@ -58,7 +58,7 @@ class Bench:
 def bench() -> Iterator[Bench]:
     bench = Bench()
     yield bench
-    bench.wait(bench.keeper.stop())
+    bench.wait(bench.keeper.stop(9.0))
     bench.wait(bench.store.close())
     assert bench.clock.getDelayedCalls() == []
 
@@ -66,7 +66,7 @@ def bench() -> Iterator[Bench]:
 def test_over_a_restart(bench: Bench) -> None:
     """The next life expects what this one measured."""
     bench.run(30.0)
-    bench.wait(bench.keeper.stop())
+    bench.wait(bench.keeper.stop(9.0))
     bench.begin()
     assert bench.measured == pytest.approx(30.0)
     bench.run(60.0)
@@ -98,7 +98,7 @@ def test_stopping_while_it_writes(bench: Bench, more: int) -> None:
     for _ in range(more):
         bench.run(0.5)
     stopped: list[None] = []
-    Deferred.fromCoroutine(bench.keeper.stop()).addCallback(stopped.append)
+    Deferred.fromCoroutine(bench.keeper.stop(9.0)).addCallback(stopped.append)
     seconds = 0.5 * more
     while not stopped:
         bench.clock.advance(0.5)
@@ -126,6 +126,6 @@ def test_what_cannot_be_read(bench: Bench) -> None:
     """A row of another version is left alone."""
     rows = [Estimate("a new measure", "", "", 1.0, 1), Estimate("run_seconds", "durable", "no key", 1.0, 1)]
     bench.wait(bench.store.put_estimates(rows))
-    bench.wait(bench.keeper.stop())
+    bench.wait(bench.keeper.stop(9.0))
     bench.begin()
     assert bench.measured == RUN_SECONDS

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from attrs import define, field
 from pause_fakes import Hands
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from foreman.errors import DatabaseFull
@@ -214,6 +214,24 @@ async def test_on_disk_or_not_at_all(bench: Bench) -> None:
         await hands.pauses.resume(BOTH)
     assert set(hands.turn.paused) == {Lane.DURABLE}
     assert not hands.embedder.paused
+
+
+async def test_a_caller_who_leaves(bench: Bench) -> None:
+    """What is on disk is in force, whoever still waits for the answer."""
+    bench.pool.commit_seconds = 1.0
+    hands = bench.hands
+    pausing = Deferred.fromCoroutine(hands.pauses.pause(BOTH, None, unload=False, at_once=False))
+    pausing.addErrback(lambda failure: failure.trap(CancelledError))
+    pausing.cancel()
+    bench.clock.advance(1.0)
+    assert set(hands.turn.paused) == set(Lane)
+    resuming = Deferred.fromCoroutine(hands.pauses.resume(BOTH))
+    resuming.addErrback(lambda failure: failure.trap(CancelledError))
+    resuming.cancel()
+    bench.clock.advance(1.0)
+    assert not hands.turn.paused
+    bench.pool.commit_seconds = 0.0
+    assert not (await bench.live_again()).turn.paused
 
 
 async def test_a_pause_during_the_stop_is_for_the_next_life(bench: Bench) -> None:

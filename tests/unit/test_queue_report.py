@@ -14,7 +14,7 @@ from foreman.scheduler.residents import Residents
 from foreman.scheduler.swaps import Swaps
 from foreman.scheduler.turn import Turn
 from foreman.testing.simulation import NoInventory
-from foreman.web.queue import COMPLETION, QueueReport
+from foreman.web.queue import QueueReport
 
 NOW = 1_800_000_000.0
 
@@ -42,7 +42,9 @@ class Bench:
 
     def install(self, name: str, *capabilities: str) -> None:
         weights = frozenset({name})
-        self.models[name] = SimpleNamespace(weights=weights, options="", capabilities=frozenset(capabilities))
+        self.models[name] = SimpleNamespace(
+            weights=weights, options="", generates="completion" in capabilities
+        )
 
     def load(self, name: str, lasts: timedelta) -> None:
         until = datetime.fromtimestamp(NOW, UTC) + lasts
@@ -128,7 +130,7 @@ def test_residents(bench: Bench) -> None:
     """Whose they are, and until when: null is for good, and nobody knows."""
     bench.residents.inventory_read(NOW)
     for name in ("mine", "stranger", "pinned"):
-        bench.install(name, COMPLETION)
+        bench.install(name, "completion")
     bench.install("embedding", "embedding")
     bench.embedder = SimpleNamespace(model="pinned", evicted=False)
     bench.load("stranger", timedelta(minutes=5))

@@ -5,15 +5,26 @@ from test_hours import at, zone
 from twisted.internet.task import Clock
 
 from foreman.hours import parse_hours
+from foreman.scheduler.outages import WaitingClock
 from foreman.scheduler.timetable import Timetable
 
 
 def begin(text: str, moment: float) -> tuple[Clock, Timetable, list[tuple[float, bool]]]:
     """A timetable that has started, and what it said when."""
     clock, said = Clock(), list[tuple[float, bool]]()
+    past = list[tuple[float, float]]()
+
+    def shut(begin: float, end: float) -> None:
+        past.append((begin, end))
+
     clock.advance(moment)
-    timetable = Timetable(clock, parse_hours(text), lambda within: said.append((clock.seconds(), within)))
+
+    def changed(within: bool) -> None:
+        said.append((clock.seconds(), within))
+
+    timetable = Timetable(clock, parse_hours(text), changed, shut)
     timetable.start()
+    assert all(begin < end <= moment for begin, end in past)
     return clock, timetable, said
 
 
@@ -52,4 +63,26 @@ def test_opens_at() -> None:
         assert timetable.opens_at == at(utc, "2026-11-24T22:00")
         clock.advance(30.0)
         assert timetable.opens_at is None
+        timetable.stop()
+
+
+@pytest.mark.parametrize(("started", "waited"), [("15:00", 0.0), ("22:30", 1800.0), ("12:30", 0.0)])
+def test_time_outside_the_hours_of_an_earlier_life_is_no_waiting(started: str, waited: float) -> None:
+    """A job of 10:00 has waited since 22:00, whenever foreman was started after it."""
+    with zone("Europe/Berlin") as berlin:
+        clock = Clock()
+        clock.advance(at(berlin, f"2026-11-20T{started}"))
+        waiting = WaitingClock(clock)
+
+        def changed(within: bool) -> None:
+            waiting.go_on() if within else waiting.stop()
+
+        timetable = Timetable(clock, parse_hours("22:00-07:00"), changed, waiting.lost)
+        timetable.start()
+        job = at(berlin, "2026-11-20T10:00")
+        assert waiting.now() - waiting.at(job) == waited
+        evening = at(berlin, "2026-11-20T23:00")
+        while clock.seconds() < evening:
+            clock.advance(min(900.0, evening - clock.seconds()))
+        assert waiting.now() - waiting.at(job) == 3600.0
         timetable.stop()

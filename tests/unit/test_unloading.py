@@ -1,12 +1,14 @@
 """Unloading: every model is told, and it is over when none is in memory."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from test_embedder import Bench
 from twisted.internet.defer import Deferred
 
+from foreman.errors import TargetRefused
 from foreman.target.unloading import Unloader
 
 LIMIT = 10.0
@@ -104,6 +106,28 @@ async def test_gives_up(bench: Bench) -> None:
     pass_seconds(bench, 1.0)
     assert results == [False]
     assert not bench.clock.getDelayedCalls()
+
+
+async def test_one_that_is_refused_keeps_no_other(bench: Bench) -> None:
+    """A model that was deleted while it was loaded, say."""
+    await bench.client.pin("embed")
+    await bench.client.pin("alpha")
+    unload, refused = bench.client.unload, []
+
+    async def refusing(name: str) -> None:
+        if name.startswith("alpha"):
+            refused.append(name)
+            raise TargetRefused(404, "model 'alpha' not found")
+        await unload(name)
+
+    client = SimpleNamespace(ps=bench.client.ps, unload=refusing)
+    results: list[bool] = []
+    unloading = Deferred.fromCoroutine(Unloader(bench.clock, client, 2.0).unload())  # type: ignore[arg-type]
+    unloading.addCallback(results.append)
+    pass_seconds(bench, 2.5)
+    assert results == [False]
+    assert refused
+    assert [entry.name for entry in await bench.client.ps()] == ["alpha:latest"]
 
 
 async def test_a_target_that_comes_back(bench: Bench) -> None:

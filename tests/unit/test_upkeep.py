@@ -1,6 +1,7 @@
 """The ticks of the store on a clock: what is due, and what is old."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -8,6 +9,7 @@ from twisted.internet.task import Clock
 
 from foreman.errors import DatabaseUnavailable
 from foreman.jobs.model import Retention
+from foreman.jobs.shield import shield
 from foreman.worker.upkeep import Upkeep
 
 
@@ -80,7 +82,7 @@ async def test_it_looks_at_the_start_and_when_something_is_due(bench: Bench) -> 
     assert bench.store.due_at == [0, 20, 50]
     bench.clock.pump([1] * 100)
     assert bench.store.due_at == [0, 20, 50]
-    await bench.upkeep.stop()
+    await bench.upkeep.stop(1.0)
     assert bench.clock.getDelayedCalls() == []
 
 
@@ -97,7 +99,7 @@ async def test_what_becomes_due_during_a_look_is_not_lost(bench: Bench) -> None:
     wait.callback(None)
     bench.clock.advance(0)
     assert bench.store.due_at == [0, 1, 6]
-    await bench.upkeep.stop()
+    await bench.upkeep.stop(1.0)
 
 
 async def test_a_database_that_cannot_be_used_is_asked_again(bench: Bench) -> None:
@@ -107,18 +109,46 @@ async def test_a_database_that_cannot_be_used_is_asked_again(bench: Bench) -> No
     bench.clock.pump([5] * 24)
     assert bench.store.due_at[:4] == [0, 5, 10, 15]
     assert bench.store.pruned_at == [60, 120]
-    await bench.upkeep.stop()
+    await bench.upkeep.stop(1.0)
 
 
-async def test_stopping_waits_for_what_is_under_way(bench: Bench) -> None:
-    """And begins nothing more."""
+async def test_stopping_ends_what_is_under_way(bench: Bench) -> None:
+    """With its present batch: not all that is old is pruned first. And nothing more begins."""
     bench.upkeep.start()
-    bench.store.wait = Deferred()
+    batch: Deferred[None] = Deferred()
+    bench.store.wait = shield(batch)
     bench.clock.advance(60)
-    stopped = Deferred.fromCoroutine(bench.upkeep.stop())
+    stopped = Deferred.fromCoroutine(bench.upkeep.stop(1.0))
     assert not stopped.called
-    bench.store.wait.callback(None)
-    await stopped
+    batch.callback(None)
+    assert stopped.called
+    assert bench.outbox.pruned_until == []
     bench.store.on_due(61.0)
     assert bench.clock.getDelayedCalls() == []
     assert bench.store.pruned_at == [60]
+
+
+async def test_stopping_has_a_limit(bench: Bench) -> None:
+    """A database that does not answer does not keep foreman."""
+    bench.upkeep.start()
+    batch: Deferred[None] = Deferred()
+    bench.store.wait = shield(batch)
+    bench.clock.advance(60)
+    stopped = Deferred.fromCoroutine(bench.upkeep.stop(1.0))
+    bench.clock.advance(1.0)
+    assert stopped.called
+    batch.callback(None)
+
+
+async def test_an_unforeseen_fault_is_no_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due is looked for again after 5 s, and what is old after a minute."""
+    log = Mock()
+    monkeypatch.setattr(Upkeep, "_log", log)
+    bench = Bench()
+    bench.store.error = RuntimeError("a fault of foreman's own")
+    bench.upkeep.start()
+    bench.clock.pump([5] * 24)
+    assert bench.store.due_at[:4] == [0, 5, 10, 15]
+    assert bench.store.pruned_at == [60, 120]
+    assert log.failure.called
+    await bench.upkeep.stop(1.0)

@@ -162,7 +162,8 @@ def test_hours(make: Make) -> None:
     """What runs at their end goes on to its own; nothing begins beyond them; then it goes on by itself."""
     bench = make(token_interval=30.0, slots=2)
     with zone("UTC"):  # NOW is 08:00 there
-        timetable = Timetable(bench.clock, parse_hours("08:00-08:01,09:00-10:00"), set_hours(bench))
+        hours = parse_hours("08:00-08:01,09:00-10:00")
+        timetable = Timetable(bench.clock, hours, set_hours(bench), bench.turn.was_beyond_hours)
         timetable.start()
         jobs = [bench.submit(), bench.submit(), bench.submit("embed", {"input": "a"})]
         bench.pass_seconds(61)

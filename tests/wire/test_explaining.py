@@ -99,6 +99,18 @@ async def test_a_queue(r: Rig, place: Place):
         await d.end(job_id)
 
 
+async def test_refusals_teach_nothing(r: Rig, place: Place):
+    """A model that the target could not load is not resident, was no swap, and has no history."""
+    for path in ("/api/chat", "/api/generate"):  # the second loads ahead
+        place.fake.fail(path, 500, "model requires more system memory", times=None)
+    for _ in range(3):
+        assert (await r.ask("/api/chat", chat("alpha", stream=False))).status == 500
+    report = await queue(r)
+    assert report["swaps"]["last"] == []
+    assert report["swaps"]["day"]["done"] == 0
+    assert not r.parts.turn._keys.resident()
+
+
 async def test_swaps_that_were_avoided(r: Rig, place: Place):
     """Forty that alternate two models, all waiting: 2 loads, and 38 more in the order of arrival."""
     place.fake.hold("/api/chat")
