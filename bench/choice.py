@@ -16,7 +16,7 @@ from foreman.scheduler.grant import Grant
 from foreman.scheduler.keys import KeyRegistry, ModelKey, Wanted
 from foreman.scheduler.policy import Limits
 from foreman.scheduler.turn import Turn
-from foreman.target.generation import GenerationLimits
+from foreman.target.watch import RunLimits
 from foreman.testing.store import compose_plainly
 from foreman.worker.worker import Worker
 
@@ -126,7 +126,7 @@ async def _measure(reactor: Any, paths: Sequence[str], folder: str, costs: list[
         turn = _TimedTurn(reactor, registry, Limits(), 60.0, 60.0)
         lines = {registry.key(Wanted(name)): LineKey(name, "", True) for name in MODELS}
         bench = _Bench(store, own, other, turn, lines)
-        limits = GenerationLimits(600.0, 600.0, 0.0)
+        limits = RunLimits(600.0, 600.0, 0.0)
         worker = Worker(reactor, store, turn, bench, nothing, nothing, lambda _: True, limits, folder)  # type: ignore[arg-type]
         await store.open()
         await worker.start()

@@ -40,14 +40,14 @@ from foreman.target.client import OllamaClient, make_http
 from foreman.target.connection import Connections
 from foreman.target.embedder import Embedder
 from foreman.target.endpoint import target_endpoint
-from foreman.target.exchange import Limits
-from foreman.target.generation import GenerationLimits, Generator
+from foreman.target.generation import Generator
 from foreman.target.inventory import Inventory
 from foreman.target.names import is_cloud
 from foreman.target.preload import Preloader
 from foreman.target.reachability import Reachability
 from foreman.target.relay import Relay
 from foreman.target.unloading import Unloader
+from foreman.target.watch import RunLimits
 from foreman.urls import JobUrls, place
 from foreman.values import EMBEDDED_URL
 from foreman.web.app import App
@@ -180,8 +180,10 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> Parts:
 
     reachability = Reachability(reactor, url, client.version, s.target_wait, turn.block, found)
     connections = Connections(target_endpoint(reactor, url, s.connect_timeout))
-    relay_limits = Limits(s.first_byte_timeout, s.silence_timeout, s.run_timeout, s.relay_buffer)
-    relay = Relay(reactor, connections, reachability, url, s.ollama_token, not s.token, relay_limits)
+    run_limits = RunLimits(s.first_byte_timeout, s.silence_timeout, s.run_timeout)
+    relay = Relay(
+        reactor, connections, reachability, url, s.ollama_token, not s.token, run_limits, s.relay_buffer
+    )
     preloader = Preloader(reactor, client, inventory, turn, s.first_byte_timeout)
     native = Native(reactor, relay, turn, preloader, inventory, s.queue_headers_after)
     embedder = (
@@ -202,7 +204,6 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> Parts:
         queue_limit=s.queue_limit,
     )
     generator = Generator(http, url, s.ollama_token, reactor)
-    run_limits = GenerationLimits(s.first_byte_timeout, s.silence_timeout, s.run_timeout)
     worker = Worker(
         reactor,
         store,

@@ -16,10 +16,11 @@ from foreman.scheduler.keys import KeyRegistry
 from foreman.scheduler.policy import Limits
 from foreman.scheduler.turn import Turn
 from foreman.target.client import OllamaClient
-from foreman.target.generation import GenerationLimits, Generator
+from foreman.target.generation import Generator
 from foreman.target.inventory import Inventory
 from foreman.target.preload import Preloader
 from foreman.target.reachability import Reachability
+from foreman.target.watch import RunLimits
 from foreman.testing.gpu import FakeModel
 from foreman.testing.ollama import FakeOllama
 from foreman.testing.simulation import NoInventory
@@ -42,7 +43,7 @@ class Bench:
         self.stub = StubTreq(self.fake.resource())
         self.refused: Exception | None = None
         self.store, self.pool = make_store(self.clock)
-        self.limits = GenerationLimits(900.0, 300.0, 3600.0)
+        self.limits = RunLimits(900.0, 300.0, 3600.0)
         keys = KeyRegistry(NoInventory())
         self.turn = Turn(self.clock, keys, Limits(), patience=10.0, settle_limit=900.0)
         client = OllamaClient(self, URL, "", self.clock, 10)

@@ -1,16 +1,15 @@
 """One answer on its way from the target to a client: its limits, its pace, and how it ends."""
 
-from collections.abc import Callable
 from typing import BinaryIO
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.web.http import Request
 from zope.interface import implementer
 
 from foreman.errors import ForemanError, TargetTimeout
-from foreman.quantities import format_duration, format_size
+from foreman.quantities import format_size
 from foreman.target.caller import break_off, caller_of
 from foreman.target.connection import Connection
 from foreman.target.dialects import (
@@ -25,6 +24,7 @@ from foreman.target.dialects import (
 from foreman.target.heartbeat import Heartbeat
 from foreman.target.hops import HOP_BY_HOP, connection_tokens
 from foreman.target.task import Outcome, Task
+from foreman.target.watch import RunLimits, Watch
 
 _STREAMS = (NDJSON, SSE)
 # An answer that surely fits into the client's socket needs no back-pressure.
@@ -33,30 +33,26 @@ _SMALL_ANSWER_BYTES = 64 * 1024
 _REFUSAL_BYTES = 64 * 1024
 
 
-@frozen
-class Limits:
-    """
-    Seconds, and a size in bytes.
-
-    `first_byte` and `silence` are for answers that stream, and for those that do not hold the turn; `run` is
-    for whatever holds it (0: none); `buffer` is how far a client may fall behind its turn.
-    """
-
-    first_byte: float
-    silence: float
-    run: float
-    buffer: int
+def _ran_too_long(limit: str) -> TargetTimeout:
+    return TargetTimeout(f"the generation was cut after {limit}, the limit of FOREMAN_RUN_TIMEOUT")
 
 
 @implementer(IPushProducer)
 @define(eq=False)
 class Exchange:
-    """One request on one connection: an Answer to the connection, a producer to the client."""
+    """
+    One request on one connection: an Answer to the connection, a producer to the client.
+
+    The limits of its first byte and of silence are for answers that stream, and for those that do not hold
+    the turn; that of the run is for whatever holds it. `buffer` is how many bytes a client may fall behind
+    its turn.
+    """
 
     clock: IReactorTime
     request: Request
     task: Task
-    limits: Limits
+    limits: RunLimits
+    buffer: int
     running: set["Exchange"]
     connection: Connection | None = field(default=None, init=False)
     done: Deferred[bool] | None = field(default=None, init=False)
@@ -64,10 +60,7 @@ class Exchange:
     content_type: bytes = field(default=b"", init=False)
     streaming: bool = field(default=False, init=False)
     tail: bytes = field(default=b"", init=False)
-    began_at: float | None = field(default=None, init=False)
-    started_at: float = field(default=0.0, init=False)
-    active_at: float = field(default=0.0, init=False)
-    timer: IDelayedCall | None = field(default=None, init=False)
+    watch: Watch = field(init=False)
     producing: bool = field(default=False, init=False)
     client_paused: bool = field(default=False, init=False)
     behind_bytes: int = field(default=0, init=False)
@@ -75,6 +68,8 @@ class Exchange:
     refused_body: bytearray = field(factory=bytearray, init=False)
 
     def __attrs_post_init__(self) -> None:
+        limits = self.limits if self.task.grant is not None else evolve(self.limits, run=0.0)
+        self.watch = Watch(self.clock, limits, _ran_too_long, self.fail, self._is_watched)
         if self.task.heartbeat is not None:
             self.content_type = self.task.heartbeat.content_type
             self.streaming = True
@@ -84,87 +79,31 @@ class Exchange:
         """Fires with True when the client has its answer, with False when the connection was stale."""
         self.connection = connection
         self.done = Deferred(lambda _: self._give_up())
-        self.started_at = self.active_at = self.clock.seconds()
-        if self.task.grant is not None and self.task.grant.settling:
-            # Ollama finishes the prompt of a request that was aborted (87 s once, on a CPU) before it begins
-            # with this one: its limits start at its own first byte, or when the settling has had its time.
-            self.started_at += self.limits.first_byte
-            self.active_at = self.started_at
         self.running.add(self)
-        self._watch()
+        self.watch.start(self.task.grant is not None and self.task.grant.settling)
         if not isinstance(body, bytes):
             body.seek(0)
         connection.send(head, body, self, has_body=self.request.method != b"HEAD")
         return self.done
 
-    # Time
-
-    def _deadline(self) -> tuple[float, Callable[[], str]] | None:
-        """The clock's time at which to give up, and the words for it."""
-        candidates: list[tuple[float, Callable[[], str]]] = []
-        limits = self.limits
-        if self.task.grant is not None and limits.run:
-            candidates.append((self.started_at + limits.run, self._ran_too_long))
-        # A turn that does not stream is silent until its end; it has the limit of its run.
-        task = self.task
-        watched = task.limited and (task.streams or self.streaming or task.grant is None)
-        if watched and self.began_at is None:
-            candidates.append((self.started_at + limits.first_byte, self._never_began))
-        elif watched and not (self.client_paused and self.task.grant is None):
-            candidates.append((self.active_at + limits.silence, self._fell_silent))
-        return min(candidates, key=lambda pair: pair[0]) if candidates else None
-
-    def _ran_too_long(self) -> str:
-        limit = format_duration(self.limits.run)
-        return f"the generation was cut after {limit}, the limit of FOREMAN_RUN_TIMEOUT"
-
-    def _never_began(self) -> str:
-        limit = format_duration(self.limits.first_byte)
-        return f"the target did not begin to answer within {limit}, the limit of FOREMAN_FIRST_BYTE_TIMEOUT"
-
-    def _fell_silent(self) -> str:
-        limit = format_duration(self.limits.silence)
-        return f"the target fell silent for {limit}, the limit of FOREMAN_SILENCE_TIMEOUT"
-
-    def _watch(self) -> None:
-        """One delayed call an exchange, set anew when it fires: a reset for each token would cost more."""
-        self.timer = None
-        deadline = self._deadline()
-        if deadline is None:
-            return
-        at, words = deadline
-        left = at - self.clock.seconds()
-        if left <= 0:
-            self.fail(TargetTimeout(words()))
-        else:
-            self.timer = self.clock.callLater(left, self._watch)
-
-    def _watch_anew(self) -> None:
-        if self.timer is not None and self.timer.active():
-            self.timer.cancel()
-        self._watch()
+    def _is_watched(self) -> bool:
+        """A turn that does not stream is silent until its end; who does not hold it waits for the client."""
+        if self.task.grant is None:
+            return self.task.limited and not self.client_paused
+        return self.task.limited and (self.task.streams or self.streaming)
 
     def stalled(self) -> bool:
         """Past half of its limit when it streams, past the first-byte limit when it does not."""
         if self.task.grant is None:
             return False
-        now, limits = self.clock.seconds(), self.limits
-        if not self.task.streams:
-            return now - self.started_at > limits.first_byte
-        if self.began_at is None:
-            return now - self.started_at > limits.first_byte / 2
-        return now - self.active_at > limits.silence / 2
+        return self.watch.stalled() if self.task.streams else self.watch.is_late()
 
     # What the connection reports
 
     def began(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         """The target has begun to answer."""
-        now = self.clock.seconds()
-        self.began_at = self.active_at = now
         # A refusal's says nothing about what is loaded.
         if self.task.grant is not None and status < 400:
-            if self.task.grant.settling:
-                self.started_at = now
             self.task.grant.first_byte()
         if self.task.heartbeat is None:
             self._pass_head(status, reason, headers)
@@ -195,8 +134,7 @@ class Exchange:
         if length is None or int(length) > _SMALL_ANSWER_BYTES:
             self.producing = True
             request.registerProducer(self, True)
-        if self.streaming or self.task.grant is not None:
-            self._watch_anew()
+        self.watch.begin()
         if self.streaming:
             request.write(b"")  # the head now, not with the first token
 
@@ -210,11 +148,11 @@ class Exchange:
             self.request.registerProducer(self, True)
         else:
             self.refused_status = status
-        self._watch_anew()
+        self.watch.begin()
 
     def received(self, data: bytes) -> None:
         """Pass a chunk on: one write is one chunk."""
-        self.active_at = self.clock.seconds()
+        self.watch.active()
         if self.refused_status is not None:
             self.refused_body += data[: _REFUSAL_BYTES - len(self.refused_body)]
             return
@@ -223,7 +161,7 @@ class Exchange:
         self.request.write(data)
         if self.client_paused and self.task.grant is not None:
             self.behind_bytes += len(data)
-            if self.behind_bytes > self.limits.buffer:
+            if self.behind_bytes > self.buffer:
                 self._cut_slow_client()
 
     def ended(self) -> None:
@@ -275,7 +213,7 @@ class Exchange:
         break_off(self.request, words_of_refusal(self.task.dialect, status, body))
 
     def _cut_slow_client(self) -> None:
-        limit = format_size(self.limits.buffer)
+        limit = format_size(self.buffer)
         self._abort()
         self.outcome.error = ForemanError(
             f"the client fell more than {limit} behind, the limit of FOREMAN_RELAY_BUFFER, and was cut off"
@@ -300,9 +238,7 @@ class Exchange:
     def _over(self) -> None:
         self.connection = None
         self.running.discard(self)
-        if self.timer is not None and self.timer.active():
-            self.timer.cancel()
-        self.timer = None
+        self.watch.stop()
         if self.producing:
             self.producing = False
             # A client that has gone took its channel along.
@@ -334,9 +270,9 @@ class Exchange:
         """The client has caught up."""
         self.client_paused = False
         if self.task.grant is None and self.connection is not None:
-            self.active_at = self.clock.seconds()
+            self.watch.active()
             self.connection.resume()
-            self._watch_anew()
+            self.watch.look_anew()
 
     def stopProducing(self) -> None:
         """The client has gone; its request's notifyFinish cancels what is left."""

@@ -5,11 +5,11 @@ Each request has a connection of its own (see `make_http`), so that whoever canc
 
 from collections.abc import Callable
 
-from attrs import define, field, frozen
+from attrs import define, field
 from treq.client import HTTPClient
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
@@ -18,24 +18,20 @@ from foreman.errors import (
     ForemanError,
     TargetFailed,
     TargetRefused,
-    TargetTimeout,
     TargetUnreachable,
 )
-from foreman.quantities import format_duration
 from foreman.target.client import cause, read_body, said, unreachable_reason, was_cancelled, without_slash
 from foreman.target.reader import Reader
 from foreman.target.task import Grant
+from foreman.target.watch import RunLimits, Watch
 
 _REFUSAL_BYTES = 64 * 1024
 
 
-@frozen
-class GenerationLimits:
-    """Seconds: until the first byte, without a byte, and in all (0: none)."""
-
-    first_byte: float
-    silence: float
-    run: float
+def _ran_too_long(limit: str) -> ExecutionTimeout:
+    return ExecutionTimeout(
+        f"the job was cut after {limit}, the limit of its timeout or of FOREMAN_RUN_TIMEOUT"
+    )
 
 
 def streamed(body: bytes) -> bytes:
@@ -68,7 +64,7 @@ class Generator:
         path: str,
         body: bytes,
         receive: Callable[[bytes], None],
-        limits: GenerationLimits,
+        limits: RunLimits,
         grant: Grant | None = None,
     ) -> None:
         """Post `body`, and give each piece of a 200's body to `receive` as it comes; return at its end.
@@ -89,7 +85,7 @@ class Generator:
 
     def stalled(self) -> bool:
         """Whether a request is past half of its limit to begin or of silence, and so seems to be stuck."""
-        return any(run.stalled() for run in self._running)
+        return any(run.watch.stalled() for run in self._running)
 
 
 @define(eq=False)
@@ -100,25 +96,19 @@ class _Run:
     path: str
     body: bytes
     receive: Callable[[bytes], None]
-    limits: GenerationLimits
+    limits: RunLimits
     grant: Grant | None
-    started_at: float = field(default=0.0, init=False)
-    active_at: float = field(default=0.0, init=False)
-    began: bool = field(default=False, init=False)
-    timer: IDelayedCall | None = field(default=None, init=False)
+    watch: Watch = field(init=False)
     exchange: "Deferred[None]" = field(init=False)
     passed: ForemanError | None = field(default=None, init=False)
 
+    def __attrs_post_init__(self) -> None:
+        self.watch = Watch(self.generator.clock, self.limits, _ran_too_long, self._give_up)
+
     async def to_its_end(self) -> None:
-        self.started_at = self.active_at = self.generator.clock.seconds()
-        if self.grant is not None and self.grant.settling:
-            # Ollama finishes the prompt of a request that was aborted (87 s once, on a CPU) before it begins
-            # with this one: its limits start at its own first byte, or when the settling has had its time.
-            self.started_at += self.limits.first_byte
-            self.active_at = self.started_at
+        # Before the request goes out: some clients answer, or fail, at once.
+        self.watch.start(self.grant is not None and self.grant.settling)
         self.exchange = Deferred.fromCoroutine(self._exchange())
-        if not self.exchange.called:
-            self._watch()
         try:
             await self.exchange
         except CancelledError as error:
@@ -131,12 +121,11 @@ class _Run:
                 raise self.passed from None
             raise
         finally:
-            if self.timer is not None and self.timer.active():
-                self.timer.cancel()
+            self.watch.stop()
 
-    def stalled(self) -> bool:
-        limit = self.limits.silence if self.began else self.limits.first_byte
-        return self.generator.clock.seconds() - self.active_at > limit / 2
+    def _give_up(self, error: ForemanError) -> None:
+        self.passed = error
+        self.exchange.cancel()
 
     async def _exchange(self) -> None:
         generator = self.generator
@@ -179,11 +168,8 @@ class _Run:
 
     def _begin(self) -> None:
         """A good answer's head came. A refusal's says nothing about what is loaded."""
-        now = self.generator.clock.seconds()
-        self.began, self.active_at = True, now
+        self.watch.begin()
         if self.grant is not None:
-            if self.grant.settling:
-                self.started_at = now
             self.grant.first_byte()
 
     def _deliver(self, response: IResponse) -> "Deferred[None]":
@@ -192,36 +178,8 @@ class _Run:
         return stream.finished
 
     def _received(self, data: bytes) -> None:
-        self.active_at = self.generator.clock.seconds()
+        self.watch.active()
         self.receive(data)
-
-    def _watch(self) -> None:
-        """One delayed call a run, set anew when it fires: a reset for each token would cost more."""
-        self.timer = None
-        at, error = self._deadline()
-        left = at - self.generator.clock.seconds()
-        if left <= 0:
-            self.passed = error
-            self.exchange.cancel()
-        else:
-            self.timer = self.generator.clock.callLater(left, self._watch)
-
-    def _deadline(self) -> tuple[float, ForemanError]:
-        """The clock's time at which to give up, and why."""
-        limits = self.limits
-        if self.began:
-            spoken = f"the target fell silent for {format_duration(limits.silence)}"
-            at = self.active_at + limits.silence
-            error = TargetTimeout(f"{spoken}, the limit of FOREMAN_SILENCE_TIMEOUT")
-        else:
-            spoken = f"the target did not begin to answer within {format_duration(limits.first_byte)}"
-            at = self.started_at + limits.first_byte
-            error = TargetTimeout(f"{spoken}, the limit of FOREMAN_FIRST_BYTE_TIMEOUT")
-        if limits.run and self.started_at + limits.run <= at:
-            spoken = f"the job was cut after {format_duration(limits.run)}"
-            at = self.started_at + limits.run
-            error = ExecutionTimeout(f"{spoken}, the limit of its timeout or of FOREMAN_RUN_TIMEOUT")
-        return at, error
 
 
 class _ReceiverError(Exception):

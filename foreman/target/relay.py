@@ -18,10 +18,11 @@ from twisted.web.http import Request
 from foreman.errors import ForemanError, TargetFailed
 from foreman.target.client import unreachable_reason
 from foreman.target.connection import Connection, Connections
-from foreman.target.exchange import Exchange, Limits
+from foreman.target.exchange import Exchange
 from foreman.target.hops import HOP_BY_HOP, connection_tokens
 from foreman.target.reachability import Reachability
 from foreman.target.task import Outcome, Task
+from foreman.target.watch import RunLimits
 
 # The target's Host and Origin rules are foreman's to apply; twisted.web has answered Expect already.
 _NOT_SENT_UP = HOP_BY_HOP | {b"host", b"origin", b"referer", b"content-length", b"expect"}
@@ -39,7 +40,8 @@ class Relay:
     _url: str
     _token: str
     _forward_credentials: bool
-    _limits: Limits
+    _limits: RunLimits
+    _buffer: int
     _running: set[Exchange] = field(factory=set, init=False)
     _host: bytes = field(init=False)
     _path_prefix: bytes = field(init=False)
@@ -61,12 +63,12 @@ class Relay:
         head, body = self._head(request, task), _content(request)
         reused = self._connections.reusable()
         if reused is not None:
-            exchange = Exchange(self._clock, request, task, self._limits, self._running)
+            exchange = Exchange(self._clock, request, task, self._limits, self._buffer, self._running)
             if await exchange.run(reused, head, body):
                 return exchange.outcome
             # Closed while it lay idle, before a byte of an answer: once more, on a fresh one.
         connection = await self._connect()
-        exchange = Exchange(self._clock, request, task, self._limits, self._running)
+        exchange = Exchange(self._clock, request, task, self._limits, self._buffer, self._running)
         if not await exchange.run(connection, head, body):
             raise TargetFailed("the target closed the connection without an answer")
         return exchange.outcome

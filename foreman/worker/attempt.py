@@ -12,9 +12,10 @@ from foreman.errors import ForemanError
 from foreman.jobs.model import Claimed, Metrics, Transition
 from foreman.scheduler.grant import Grant
 from foreman.target import routes
-from foreman.target.generation import GenerationLimits, Generator, streamed
+from foreman.target.generation import Generator, streamed
 from foreman.target.peek import look
 from foreman.target.preload import Preloader
+from foreman.target.watch import RunLimits
 from foreman.worker.assemble import Assembly, Facts, StreamAssembly
 from foreman.worker.composing import ABSENT, is_null
 from foreman.worker.embedding import EmbeddingAssembly
@@ -71,7 +72,7 @@ class Attempt:
     _generator: Generator
     _preloader: Preloader
     _assembly: Assembly
-    _limits: GenerationLimits
+    _limits: RunLimits
     _clock: IReactorTime
     _grant: Grant | None = None
     _loading: bool = field(default=False, init=False)
@@ -118,7 +119,7 @@ class Attempt:
         job, body = self.claimed.job, self.claimed.body
         limits = self._limits
         if job.timeout is not None:
-            limits = GenerationLimits(limits.first_byte, limits.silence, job.timeout)
+            limits = RunLimits(limits.first_byte, limits.silence, job.timeout)
         if job.endpoint not in _EMBEDDINGS:
             body = streamed(body)
         self._request = Deferred.fromCoroutine(self._send(body, limits))
@@ -128,7 +129,7 @@ class Attempt:
             self._request = None
         self._assembly.end()
 
-    async def _send(self, body: bytes, limits: GenerationLimits) -> None:
+    async def _send(self, body: bytes, limits: RunLimits) -> None:
         """Send the request, and before it have the model loaded: what that takes is no part of the run."""
         grant = self._grant
         if grant is not None and self._preloader.concerns(grant):

@@ -18,8 +18,9 @@ from foreman.jobs.model import Claimed, LineView, Metrics, Transition
 from foreman.scheduler.grant import DurableSource, Grant
 from foreman.scheduler.lines import NamedLine
 from foreman.scheduler.policy import Lane
-from foreman.target.generation import GenerationLimits, Generator
+from foreman.target.generation import Generator
 from foreman.target.preload import Preloader
+from foreman.target.watch import RunLimits
 from foreman.worker.attempt import Attempt, End, Progress, assembly_of
 from foreman.worker.failures import Verdict
 from foreman.worker.finisher import Finisher, is_small
@@ -73,7 +74,7 @@ class Worker:
     _preloader: Preloader
     _reachability: Reachability
     _installed: Callable[[str], bool]
-    _limits: GenerationLimits
+    _limits: RunLimits
     _folder: str
     on_tokens: Callable[[Grant, int], None] = _nobody
     _finisher: Finisher = field(init=False)

@@ -13,12 +13,13 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 
 from foreman.errors import ExecutionTimeout, TargetFailed, TargetRefused, TargetTimeout, TargetUnreachable
 from foreman.target.client import make_http
-from foreman.target.generation import GenerationLimits, Generator, streamed
+from foreman.target.generation import Generator, streamed
+from foreman.target.watch import RunLimits
 from foreman.testing.ollama import FakeOllama
 from foreman.testing.scripted import Canned
 
 URL = "http://target:11434/"
-LIMITS = GenerationLimits(first_byte=100.0, silence=30.0, run=500.0)
+LIMITS = RunLimits(first_byte=100.0, silence=30.0, run=500.0)
 BODY = json.dumps({"model": "alpha", "messages": [{"role": "user", "content": "hi"}]}).encode()
 
 
@@ -43,7 +44,7 @@ class Bench:
         self.grant = Grant()
         self.came: list[bytes] = []
 
-    def begin(self, limits: GenerationLimits = LIMITS, http: Any = None) -> "Deferred[None]":
+    def begin(self, limits: RunLimits = LIMITS, http: Any = None) -> "Deferred[None]":
         self.generator = Generator(http or self.stub, URL, "secret", self.clock)
         return Deferred.fromCoroutine(
             self.generator.run("/api/chat", BODY, self.came.append, limits, self.grant)
@@ -136,12 +137,12 @@ async def test_nothing_could_be_sent(bench: Bench, error: Exception) -> None:
     [
         pytest.param(0, LIMITS, 100, TargetTimeout, id="first byte"),
         pytest.param(40, LIMITS, 30, TargetTimeout, id="silence"),
-        pytest.param(20, GenerationLimits(100, 30, 45), 45, ExecutionTimeout, id="run, generating"),
-        pytest.param(0, GenerationLimits(100, 30, 45), 45, ExecutionTimeout, id="run, before the first byte"),
+        pytest.param(20, RunLimits(100, 30, 45), 45, ExecutionTimeout, id="run, generating"),
+        pytest.param(0, RunLimits(100, 30, 45), 45, ExecutionTimeout, id="run, before the first byte"),
     ],
 )
 async def test_limits(
-    bench: Bench, interval: float, limits: GenerationLimits, seconds: float, kind: type[Exception]
+    bench: Bench, interval: float, limits: RunLimits, seconds: float, kind: type[Exception]
 ) -> None:
     """Each cuts the connection at its moment, and is told to the turn."""
     bench.fake.token_interval = interval
@@ -159,10 +160,26 @@ async def test_limits(
     assert bench.clock.getDelayedCalls() == []
 
 
+async def test_silence_counts_from_the_last_piece(bench: Bench) -> None:
+    """The first byte's longer limit is over as soon as that has come."""
+    bench.fake.hold("/api/chat")
+    bench.fake.token_interval = 40
+    run = bench.begin()
+    bench.pass_seconds(5)
+    bench.fake.release()
+    bench.stub.flush()
+    assert len(bench.came) == 1
+    bench.pass_seconds(29)
+    assert not run.called
+    bench.pass_seconds(1)
+    with pytest.raises(TargetTimeout, match="silent for 30s"):
+        await run
+
+
 async def test_no_limit_of_the_run(bench: Bench) -> None:
     """0 is none."""
     bench.fake.token_interval, bench.fake.tokens = 25, ["x"] * 100
-    run = bench.begin(GenerationLimits(100, 30, 0))
+    run = bench.begin(RunLimits(100, 30, 0))
     bench.pass_seconds(2600)
     await run
 
@@ -172,7 +189,7 @@ async def test_while_the_target_settles_the_limits_wait_for_the_first_byte(bench
     bench.grant.settling = True
     bench.fake.hold("/api/chat")
     bench.fake.token_interval, bench.fake.tokens = 20, ["x"] * 100
-    run = bench.begin(GenerationLimits(100, 30, 150))
+    run = bench.begin(RunLimits(100, 30, 150))
     bench.pass_seconds(190)
     assert not run.called
     bench.fake.release()
