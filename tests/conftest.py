@@ -1,10 +1,21 @@
 """What every test gets: nothing may be left behind."""
 
 import gc
+import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from twisted.logger import LogEvent, LogLevel, globalLogPublisher
+
+# A shell ignores SIGINT for what it runs in the background, and whoever is started there inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A machine that is busy for a moment is no fault of what is tested: an example may take longer than 200 ms.
+settings.register_profile(
+    "foreman", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("foreman")
 
 
 @pytest.fixture(autouse=True)

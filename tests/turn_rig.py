@@ -3,8 +3,10 @@
 import ast
 import json
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ reactor: Any = _reactor
 # No test comes near these; they are there so that a broken one ends.
 PATIENCE_SECONDS = 20
 LOOK_SECONDS = 0.005
+# What is done at once takes milliseconds, and on a machine that is busy elsewhere more. No timer is as short.
+SOON_SECONDS = 2
 
 TURN_LINE = re.compile(
     r"(?P<job_id>[0-9A-HJKMNP-TV-Z]{26}) model=(?P<model>.*) caller=(?P<caller>\S+) "
@@ -192,6 +196,22 @@ async def listen(fake: FakeOllama, port: int = 0) -> tuple[Any, Site]:
     """Serve the fake on a real socket."""
     site = fake.site()
     return reactor.listenTCP(port, site, interface="127.0.0.1"), site
+
+
+@contextmanager
+def reserved() -> Iterator[int]:
+    """
+    The number of a port at which nobody listens, until somebody who was told of it does.
+
+    It stays bound meanwhile: if let go, it could be another program's when it is wanted again.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        number = held.getsockname()[1]
+        if sys.platform != "linux":
+            held.close()  # elsewhere nobody could listen at it
+        yield number
 
 
 @asynccontextmanager

@@ -1,9 +1,10 @@
 """What the tests on real sockets share."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 import pytest_twisted
 from fronts import Bench
 
@@ -11,6 +12,15 @@ from foreman.testing.ollama import FakeOllama
 
 if TYPE_CHECKING:
     from turn_rig import Rig
+
+
+@pytest.fixture
+def port_number() -> Iterator[int]:
+    """A port of this machine where nobody listens, until the test does."""
+    from turn_rig import reserved  # late, as below
+
+    with reserved() as number:
+        yield number
 
 
 @pytest_twisted.async_yield_fixture

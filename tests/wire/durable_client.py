@@ -72,7 +72,7 @@ class Place:
     """The port of a target that comes and goes."""
 
     fake: FakeOllama
-    number: int = field(default=0, init=False)
+    number: int = 0
     _port: Any = field(default=None, init=False)
     _factory: Any = field(default=None, init=False)
 

@@ -4,8 +4,10 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from attrs import define, field, frozen
+from twisted.internet import tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.interfaces import IHalfCloseableProtocol
@@ -245,6 +247,13 @@ class Wired:
         parts.connections.close()
 
 
+def connections() -> set[Any]:
+    """The sockets that the reactor has now, but for those that listen."""
+    from twisted.internet import reactor
+
+    return {reader for reader in reactor.getReaders() if isinstance(reader, tcp.Connection)}  # type: ignore[attr-defined]
+
+
 def request(method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"") -> bytes:
     """A request as bytes; its Content-Length is given when it has a body."""
     lines = {"Host": "127.0.0.1", **(headers or {})}
@@ -271,6 +280,7 @@ async def wired(folder: Path, **given: str) -> AsyncIterator[Wired]:
     """A foreman with these settings (without their prefix), and a target, both on free ports."""
     from twisted.internet import reactor
 
+    before = connections()
     target = FakeOllama(reactor)  # type: ignore[arg-type]
     target_site = target.site()
     target_port = reactor.listenTCP(0, target_site, interface="127.0.0.1")  # type: ignore[attr-defined]
@@ -292,5 +302,9 @@ async def wired(folder: Path, **given: str) -> AsyncIterator[Wired]:
     finally:
         await made.stop()
         await target_port.stopListening()
+        end = reactor.seconds() + LIMIT_SECONDS  # type: ignore[attr-defined]
+        while connections() - before:  # both ends of each are here, and one hears of the other
+            assert reactor.seconds() < end, "a connection stays open"  # type: ignore[attr-defined]
+            await turn_of_the_reactor()
         for _ in range(5):
             await turn_of_the_reactor()

@@ -49,7 +49,8 @@ class Fault:
     status: int
     words: tuple[str, str]
     garbage: bool = False
-    delay: float = 0.0
+    first_byte_timeout: str = "30s"
+    silence_timeout: str = "30s"
     run_timeout: str = "0s"
 
 
@@ -66,18 +67,20 @@ FAULTS = {
         at_the_start,
         Ending.SILENCE,
         504,
-        ("FOREMAN_FIRST_BYTE_TIMEOUT", "300ms, the limit of FOREMAN_RUN_TIMEOUT"),
-        run_timeout="300ms",
+        ("FOREMAN_FIRST_BYTE_TIMEOUT", "500ms, the limit of FOREMAN_RUN_TIMEOUT"),
+        first_byte_timeout="150ms",
+        run_timeout="500ms",
     ),
     "silent in the stream": Fault(
         in_the_body,
         Ending.SILENCE,
         200,
         ("silent for 150ms, the limit of FOREMAN_SILENCE_TIMEOUT", ""),
-        run_timeout="300ms",
+        silence_timeout="150ms",
+        run_timeout="500ms",
     ),
     "goes on and on": Fault(
-        in_a_line, Ending.SILENCE, 200, ("200ms, the limit of FOREMAN_RUN_TIMEOUT", ""), run_timeout="200ms"
+        in_a_line, Ending.SILENCE, 200, ("500ms, the limit of FOREMAN_RUN_TIMEOUT", ""), run_timeout="500ms"
     ),
 }
 
@@ -114,7 +117,10 @@ async def test_the_error_speaks_the_dialect_of_its_path(bench: Bench, path: str,
         if name == "goes on and on" and stream:
             target.stop_after, target.cut, target.delay = None, by_chunk, 0.01
         front = await bench.front(
-            port, first_byte_timeout="150ms", silence_timeout="150ms", run_timeout=fault.run_timeout
+            port,
+            first_byte_timeout=fault.first_byte_timeout,
+            silence_timeout=fault.silence_timeout,
+            run_timeout=fault.run_timeout,
         )
         client = await front.connect()
         client.send(good.request)
@@ -236,5 +242,6 @@ async def test_the_faults_of_what_takes_no_turn(bench: Bench, path: str):
     assert "FOREMAN_FIRST_BYTE_TIMEOUT" in sentence_of(path, got.json)
     assert got.header(b"X-Foreman-Job-Id") is None
     target.stop_after, target.ending = 0, Ending.CLOSE
+    front = await bench.front(port)
     got = await front.ask(get(path))
     assert (got.status, sentence_of(path, got.json)) == (502, NO_ANSWER[0])

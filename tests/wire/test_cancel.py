@@ -8,7 +8,7 @@ from raw_client import RawClient, get, post
 
 from foreman.testing.replay import Ending, Recording, ReplayTarget, by_chunk
 
-SOON_SECONDS = 0.5  # measured: 0.4 ms to 1.2 ms
+SOON_SECONDS = 2  # measured: 0.4 ms to 1.2 ms, on a machine that has nothing else to do
 STREAM = golden("chat-stream").kept_alive()
 WHOLE = golden("chat-nostream").kept_alive()
 
@@ -128,13 +128,13 @@ async def test_after_an_abort_before_the_first_byte_the_target_settles(bench: Be
     first byte. The one after that has its limits from its start again.
     """
     target, port = bench.replay(STREAM)
-    front = await bench.front(port, **{"first_byte_timeout": "400ms", limit: "250ms"})
+    front = await bench.front(port, **{"first_byte_timeout": "800ms", limit: "500ms"})
     client = await begun(front, STREAM, target, 0)
     client.leave()
     await client.closed()
     await front.until(lambda: front.parts.turn.free)
-    assert await answer_after(front, target, 0.3) == 200
-    assert await answer_after(front, target, 0.3) == 504
+    assert await answer_after(front, target, 0.6) == 200
+    assert await answer_after(front, target, 0.6) == 504
 
 
 async def test_the_first_byte_ends_the_settling(bench: Bench):

@@ -16,12 +16,12 @@ PAUSE_SECONDS = 0.05
 
 
 @pytest_twisted.async_yield_fixture
-async def place(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+async def place(monkeypatch: pytest.MonkeyPatch, port_number: int) -> AsyncIterator[Place]:
     """A target that does not listen yet. Pauses, probes and backoffs begin at a twentieth of a second."""
     monkeypatch.setattr(reachability, "FIRST_DELAY_SECONDS", PAUSE_SECONDS)
     monkeypatch.setattr(worker, "PAUSE_FIRST_SECONDS", PAUSE_SECONDS)
     monkeypatch.setattr(failures, "BACKOFF_FIRST_SECONDS", PAUSE_SECONDS)
-    place = Place(FakeOllama(reactor, slots=1))
+    place = Place(FakeOllama(reactor, slots=1), port_number)
     yield place
     await place.vanish()
 
@@ -37,8 +37,6 @@ async def succeed(d: Durable, jobs: list[str], attempts: list[int] | None = None
 
 async def test_absent_at_the_start(tmp_path: Path, place: Place):
     """Jobs are taken before the target was ever seen, say what they wait for, and run when it is there."""
-    place.begin()
-    await place.vanish()
     async with rig(tmp_path, place.fake, place.number, known=False) as r:
         d = Durable(r)
         jobs = [await d.submit(saying(("alpha", "beta")[n % 2], f"job {n}")) for n in range(6)]
@@ -65,7 +63,8 @@ async def test_vanishing_while_jobs_wait(tmp_path: Path, place: Place):
         fake.release()
         await until(lambda: not r.parts.reachability.up)
         jobs.append(await d.submit(saying("beta", "while it is away")))
-        assert [(await d.show(job))["status"] for job in jobs] == ["queued"] * 5
+        for job in jobs:  # the end of the one that ran, and the way back of the next, may not be written yet
+            await d.until(job, lambda job: job["status"] == "queued")
         # The probes' pauses grow: at least two of them find nobody.
         await until(lambda: r.parts.reachability._delay >= 4 * PAUSE_SECONDS)
         place.begin()
@@ -88,6 +87,7 @@ async def test_busy_for_a_while(tmp_path: Path, place: Place):
         at = [exchange.at for exchange in fake.seen("/api/chat")]
         for number in range(3):
             assert at[number + 1] - at[number] >= PAUSE_SECONDS * 2**number
+        refused = len(fake.seen("/api/chat"))  # on a slow machine there is time for more
         fake.heal()
         await succeed(d, jobs)
-        assert asked_of(fake) == ["job 0"] * 4 + [f"job {n}" for n in range(5)]
+        assert asked_of(fake) == ["job 0"] * refused + [f"job {n}" for n in range(5)]

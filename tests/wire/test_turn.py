@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from attrs import evolve
-from turn_rig import Rig, chat, reactor, rig, until
+from turn_rig import SOON_SECONDS, Rig, chat, reactor, rig, until
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
@@ -72,7 +72,8 @@ async def test_a_steady_stream_yields_to_another_model(tmp_path: Path, fake: Fak
         go_on = False
         await gatherResults(callers)
         waited = int(call.headers["x-foreman-queue-ms"]) / 1000
-        slack = 0.25  # for a busy machine; the running times above are the fake's own
+        # The running times above are the fake's own: whatever a busy machine adds to one run, all runs show.
+        slack = 0.25 + 2 * max(line.run_seconds - run_seconds for line in r.turns)
         assert max_wait <= waited <= max_wait + run_seconds + visit + slack
         order = [line.model for line in r.turns]
         assert order.count("beta") == 1
@@ -234,14 +235,17 @@ async def test_the_caller_and_the_log_are_told_who_waited_how_long(r: Rig, fake:
     released_at = reactor.seconds()
     await r.wait(held)
     await r.wait(call)
+    ended_at = reactor.seconds()
     first, second = r.turns
     assert first.waited_seconds == pytest.approx(0, abs=0.05)
     assert first.run_seconds >= released_at - waiting_since
     queued = int(call.headers["x-foreman-queue-ms"]) / 1000
-    # The held request runs on for three pauses between four tokens and its end.
-    assert queued == pytest.approx(released_at - waiting_since + 4 * 0.05, abs=0.1)
-    assert second.waited_seconds == pytest.approx(queued, abs=0.002)
-    assert second.run_seconds == pytest.approx(2 * 0.05, abs=0.1)
+    # The held request runs on for four pauses between its tokens and its end, the other one for two.
+    rounding = 0.002
+    assert queued > released_at - waiting_since + 4 * 0.05 - rounding
+    assert second.waited_seconds == pytest.approx(queued, abs=rounding)
+    assert second.run_seconds > 2 * 0.05 - rounding
+    assert second.waited_seconds + second.run_seconds < ended_at - call.sent_at + rounding
     assert second.job_id == call.headers["x-foreman-job-id"]
     assert (second.model, second.caller, second.status) == ("alpha", "127.0.0.1", 200)
     assert second.sent_bytes == len(call.body)
@@ -283,7 +287,7 @@ async def test_a_caller_who_leaves_in_the_middle_frees_the_turn(
     left_at = reactor.seconds()
     await until(lambda: r.turn.free)
     await until(lambda: fake.aborted)
-    assert fake.aborted[0].aborted_at - left_at < 0.05
+    assert fake.aborted[0].aborted_at - left_at < SOON_SECONDS
     fake.token_interval = 0.0
     assert (await r.ask("/api/chat", chat("beta"))).status == 200
     assert [line.how for line in r.turns] == ["client left", "ok"]

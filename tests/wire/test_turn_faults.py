@@ -67,15 +67,14 @@ async def one(r: Rig, dice: random.Random, fault: str) -> Call:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_nothing_leaks_the_turn(tmp_path: Path, seed: int):
+async def test_nothing_leaks_the_turn(tmp_path: Path, port_number: int, seed: int):
     """Hundreds of requests with random faults, many at once; twice the target vanishes for a moment."""
     dice = random.Random(seed)
     fake = FakeOllama(reactor, slots=1, token_interval=0.001)
     fake.gpu.load_seconds = 0.002
-    port, _ = await listen(fake)
-    number = port.getHost().port
+    port, _ = await listen(fake, port_number)
     limits = {"interactive_visit": "20ms", "interactive_max_wait": "50ms", "target_wait": "300ms"}
-    async with rig(tmp_path, fake, number, **limits) as r:
+    async with rig(tmp_path, fake, port_number, **limits) as r:
         places = DeferredSemaphore(AT_ONCE)
         faults = [dice.choice(FAULTS) for _ in range(REQUESTS)]
         work = [
@@ -89,7 +88,7 @@ async def test_nothing_leaks_the_turn(tmp_path: Path, seed: int):
                 if not exchange.over and exchange.aborted_at is None:
                     exchange.break_off()
             await deferLater(reactor, 0.1)
-            port, _ = await listen(fake, number)
+            port, _ = await listen(fake, port_number)
         await gatherResults(work, consumeErrors=True)
         await until(lambda: r.turn.free, "the turn is free")
         fake.heal()

@@ -117,7 +117,9 @@ async def test_beats_go_on_until_the_target_begins(bench: Bench):
     await front.until(lambda: target.received)
     await client.begun(chunks=len((await client.begun()).chunks) + 3)
     (connection,) = target.open
+    (running,) = front.parts.relay._running
     connection.transport.write(head)
+    await front.until(lambda: running.watch.began)
     came = len((await client.begun()).chunks)
     await deferLater(reactor, 0.1)
     assert len((await client.begun()).chunks) <= came + 1  # it may have been on its way
@@ -240,9 +242,9 @@ async def test_a_target_that_went_away_meanwhile(bench: Bench, path: str):
 
 
 FAULTS = {
-    "closes at once": (0, Ending.CLOSE, "the target closed the connection without an answer"),
-    "half a head": (20, Ending.CLOSE, "the target closed the connection in the middle of its answer"),
-    "never begins": (0, Ending.SILENCE, "within 150ms, the limit of FOREMAN_FIRST_BYTE_TIMEOUT"),
+    "closes at once": (0, Ending.CLOSE, "30s", "the target closed the connection without an answer"),
+    "half a head": (20, Ending.CLOSE, "30s", "the target closed the connection in the middle of its answer"),
+    "never begins": (0, Ending.SILENCE, "150ms", "within 150ms, the limit of FOREMAN_FIRST_BYTE_TIMEOUT"),
 }
 
 
@@ -250,11 +252,11 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 async def test_a_target_that_fails_before_its_first_byte(bench: Bench, path: str, name: str):
     """The sentence is that of the 502 or 504 which there would have been."""
-    stop, ending, words = FAULTS[name]
+    stop, ending, limit, words = FAULTS[name]
     good = exchange(path, stream=True)
     target, port = bench.replay(good, ending=ending)
     target.stop_after = stop
-    front = await bench.front(port, queue_headers_after=AFTER, first_byte_timeout="150ms")
+    front = await bench.front(port, queue_headers_after=AFTER, first_byte_timeout=limit)
     async with held(front):
         client = await waits(front, good.request)
         await client.begun(chunks=1)
