@@ -28,7 +28,10 @@ def visit_lengths(seed: int) -> dict[str, dict[float, Summary]]:
 
 
 def run(seed: int) -> tuple[list[Compared], dict[str, Grades]]:
-    """All workloads by all rules, and how good the forecasts were. The history is that of another seed."""
+    """All workloads by all rules, and how good the forecasts were. The history is that of another seed.
+
+    There is only one recording, so that one is graded with its own.
+    """
     workloads = [*synthetic(seed), embedded()]
     before = [*synthetic(seed + 1), embedded()]
     compared = [compare(workload, Limits()) for workload in workloads]
