@@ -226,7 +226,7 @@ def _result(connection: sqlite3.Connection, event: Event) -> bytes | None:
 def _states(job_ids: str, connection: sqlite3.Connection) -> dict[str, WebhookState]:
     values = {"job_ids": job_ids}
     seen: dict[str, set[str]] = {}
-    for job_id, state, _ in rows(connection, "delivery_states", values):
+    for job_id, state in rows(connection, "delivery_states", values):
         seen.setdefault(job_id, set()).add(state)
     attempts: dict[str, int] = {}
     last: dict[str, int] = {}

@@ -88,9 +88,8 @@ WHERE job_id = :job_id
 ORDER BY attempt.delivery, number;
 
 -- name: delivery_states
-SELECT job_id, state, count(*) FROM delivery INDEXED BY delivery_job
-WHERE job_id IN (SELECT value FROM json_each(:job_ids))
-GROUP BY job_id, state;
+SELECT DISTINCT job_id, state FROM delivery INDEXED BY delivery_job
+WHERE job_id IN (SELECT value FROM json_each(:job_ids));
 
 -- name: delivery_statuses
 SELECT job_id, attempt.status FROM delivery INDEXED BY delivery_job JOIN attempt ON delivery.position = attempt.delivery
