@@ -44,6 +44,9 @@ def host_name(host: str) -> str:
     """A host name as names are compared: ASCII, small letters, no dot at the end. Raises ValueError."""
     host = host.removesuffix(".").lower()
     if host.isascii():
+        # RFC 1035, section 2.3.4. The system's resolver is asked in vain for anything else.
+        if not all(0 < len(label) < 64 for label in host.split(".")):
+            raise ValueError(f"{host} is not a host name")
         return host
     try:
         return idna.encode(host, uts46=True).decode("ascii").removesuffix(".")

@@ -65,12 +65,13 @@ from foreman.web.queue import QueueReport
 from foreman.web.site import Site
 from foreman.web.spool import Spool
 from foreman.webhooks.body import compose
-from foreman.webhooks.connector import Connector, Resolver
+from foreman.webhooks.connector import Connector
 from foreman.webhooks.dispatcher import BACKLOG_SECONDS, Dispatcher
 from foreman.webhooks.guard import Guard
+from foreman.webhooks.resolver import Resolver, look_up_threads
 from foreman.webhooks.sender import Sender
 from foreman.webhooks.signature import Signer
-from foreman.webhooks.tls import check_ca
+from foreman.webhooks.tls import Trust, read_ca
 from foreman.webhooks.watch import Watch
 from foreman.worker.keeper import HistoryKeeper
 from foreman.worker.pauses import Pauses
@@ -80,8 +81,8 @@ from foreman.worker.worker import Worker
 _CHILD_STOP_SECONDS = 0.3
 # An aborted prompt is first finished, before its model is unloaded: 87 s were measured on a CPU.
 _UNLOAD_SECONDS = 120.0
-# Beside one for each webhook: the names of the target.
-_MORE_THREADS = 8
+# The system's resolver gives a name up after 30 s, an attempt after FOREMAN_WEBHOOK_CONNECT_TIMEOUT, 5 s.
+_LOOK_UPS_EACH = 6
 
 
 def build_service(reactor: Any, environment: Mapping[str, str]) -> Foreman:
@@ -110,13 +111,14 @@ def build_service(reactor: Any, environment: Mapping[str, str]) -> Foreman:
             prepare(settings.db_path)
         except DatabaseRefused as why:
             complaints["FOREMAN_DB_PATH"] = str(why)
-    if settings.webhook_ca:
-        try:
-            check_ca(settings.webhook_ca)
-        except ValueError as why:
-            complaints["FOREMAN_WEBHOOK_CA"] = f"FOREMAN_WEBHOOK_CA is {settings.webhook_ca!r}: {why}."
+    trust = Trust(())
+    try:
+        # Now: later foreman may be another user, and the file another one.
+        trust = Trust(read_ca(settings.webhook_ca))
+    except ValueError as why:
+        complaints["FOREMAN_WEBHOOK_CA"] = f"FOREMAN_WEBHOOK_CA is {settings.webhook_ca!r}: {why}."
     url = embedded.url if embedded else settings.ollama_url
-    parts = _wire(reactor, settings, url, open_pools(settings.db_path, reactor))
+    parts = _wire(reactor, settings, url, open_pools(settings.db_path, reactor), trust)
     listener: Listener | None = None
     if "FOREMAN_ADDR" not in complaints:
         try:
@@ -124,10 +126,16 @@ def build_service(reactor: Any, environment: Mapping[str, str]) -> Foreman:
         except CannotBindError as why:
             shown = environment.get("FOREMAN_ADDR") or ":8080"
             complaints["FOREMAN_ADDR"] = f"FOREMAN_ADDR is {shown!r}: {why}."
+        else:
+            parts.guard.own = listener.place
+    if settings.webhook_url:
+        try:
+            parts.guard.check(settings.webhook_url)
+        except ValueError as why:
+            complaints["FOREMAN_WEBHOOK_URL"] = f"FOREMAN_WEBHOOK_URL is {settings.webhook_url!r}: {why}."
     if complaints or lock is None or listener is None:
         _refuse(complaints.values())
     parts.gate.checks_host = listener.is_loopback
-    parts.guard.own = listener.place
     return Foreman(reactor, settings, unknown(environment), lock, embedded, parts, listener)
 
 
@@ -152,7 +160,7 @@ def _take_lock(db_path: str, complaints: dict[str, str]) -> FileLock | None:
     return None
 
 
-def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> Parts:
+def _wire(reactor: Any, settings: Settings, url: str, pools: Pools, trust: Trust) -> Parts:
     """The object graph."""
     s = settings
     http = make_http(reactor, s.connect_timeout)
@@ -227,7 +235,7 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> Parts:
         store, reactor, store.outbox, Retention(s.retain_succeeded, s.retain_failed), s.retain_deliveries
     )
 
-    guard, sender, dispatcher = _wire_webhooks(reactor, s, url, store)
+    guard, sender, dispatcher = _wire_webhooks(reactor, s, url, store, trust)
     history = History(reactor, lambda: worker.count > 0)
     keeper = HistoryKeeper(reactor, store, history)
     swaps, residents = Swaps(reactor), Residents(reactor, inventory, lambda: turn.holders)
@@ -288,15 +296,14 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools) -> Parts:
 
 
 def _wire_webhooks(
-    reactor: Any, settings: Settings, url: str, store: SqliteStore
+    reactor: Any, settings: Settings, url: str, store: SqliteStore, trust: Trust
 ) -> tuple[Guard, Sender, Dispatcher]:
     """From the outbox to the receivers."""
     s = settings
-    # A name that does not resolve holds its thread for half a minute: others are not to wait for one.
-    reactor.suggestThreadPoolSize(s.webhook_concurrency + _MORE_THREADS)
-    resolver = Resolver(reactor)
+    # An attempt gives a name up long before its thread does.
+    resolver = Resolver(look_up_threads(reactor, _LOOK_UPS_EACH * s.webhook_concurrency))
     guard = Guard(s.webhook_allow, place(url), resolver)
-    connector = Connector(reactor, resolver, guard, s.webhook_connect_timeout, s.webhook_ca)
+    connector = Connector(reactor, resolver, guard, s.webhook_connect_timeout, trust)
     sender = Sender(reactor, connector, s.webhook_timeout)
     signer = Signer((s.webhook_secret, s.webhook_secret_previous))
     dispatcher = Dispatcher(reactor, store.outbox, sender, signer, s.webhook_backoff, s.webhook_concurrency)

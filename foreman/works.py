@@ -95,6 +95,9 @@ class Retries:
                 self._log.warn("{what} is not done yet: {why}", what=what, why=str(error))
                 if self.failing_since is None:
                     self.failing_since = self._clock.seconds()
+            except Exception:
+                self.failing_since = None  # whatever it is, the database is there
+                raise
             else:
                 self.failing_since = None
                 return result

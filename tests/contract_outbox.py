@@ -340,7 +340,7 @@ class OutboxContract:
         assert (first.body, first.delivery.type, first.delivery.job_id) == (b"{}", "foreman.degraded", None)
         await life.store.outbox.record(first.delivery, attempt(life.now), DELIVERED)
         await life.crash()
-        assert await life.store.outbox.last_announcement() == second.delivery
+        assert await life.store.outbox.last_announcement() == second
 
     async def test_a_pruned_job_is_still_called_back(self, life: Life) -> None:
         """Its events stay until their deliveries have ended, and the log a while longer."""

@@ -19,11 +19,13 @@ from foreman.cli.receiver import visible
 from foreman.settings import Settings, SettingsError, load
 from foreman.urls import check_url, place
 from foreman.webhooks.body import announcement
-from foreman.webhooks.connector import Connector, Resolver, check_ca
+from foreman.webhooks.connector import Connector
 from foreman.webhooks.guard import Forbidden, Guard
 from foreman.webhooks.request import headers
+from foreman.webhooks.resolver import Resolver, look_up_threads
 from foreman.webhooks.sender import Outcome, Sender
 from foreman.webhooks.signature import Signer
+from foreman.webhooks.tls import Trust, read_ca
 
 PING = "ping"
 _SHOWN_LETTERS = 200
@@ -47,18 +49,17 @@ def run(arguments: argparse.Namespace) -> None:
         _refuse(*wrong.complaints.values())
     except ValueError as why:
         _refuse(f"the URL cannot be used: {why}")
-    if settings.webhook_ca:
-        try:
-            check_ca(settings.webhook_ca)
-        except ValueError as why:
-            _refuse(f"FOREMAN_WEBHOOK_CA is {settings.webhook_ca!r}: {why}.")
+    try:
+        trust = Trust(read_ca(settings.webhook_ca))
+    except ValueError as why:
+        _refuse(f"FOREMAN_WEBHOOK_CA is {settings.webhook_ca!r}: {why}.")
     Factory.noisy = False
-    react(_send, (settings, url))
+    react(_send, (settings, trust, url))
 
 
-async def _send(reactor: Any, settings: Settings, url: str) -> None:
+async def _send(reactor: Any, settings: Settings, trust: Trust, url: str) -> None:
     _say("URL", url)
-    resolver = Resolver(reactor)
+    resolver = Resolver(look_up_threads(reactor, 1))
     # Of the embedded target nothing is known here: the daemon's child has any port that was free.
     guard = Guard(settings.webhook_allow, place(settings.ollama_url), resolver)
     guard.own = _own(settings.addr[0])
@@ -67,9 +68,7 @@ async def _send(reactor: Any, settings: Settings, url: str) -> None:
     except ValueError as why:
         _say("guard", f"refused: {why}")
         raise SystemExit(1) from None
-    connector = Connector(
-        reactor, resolver, _Witness(guard), settings.webhook_connect_timeout, settings.webhook_ca
-    )
+    connector = Connector(reactor, resolver, _Witness(guard), settings.webhook_connect_timeout, trust)
     sender = Sender(reactor, connector, settings.webhook_timeout)
     event_id, now = str(ULID()), time.time()
     body = announcement(event_id, PING, now, {"message": "foreman webhook-test sent this"})

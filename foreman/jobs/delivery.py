@@ -76,9 +76,9 @@ class Taken:
 
 @frozen
 class WebhookState:
-    """How the webhooks of one job fare. `state` is None when it has none."""
+    """How the webhooks of one job fare."""
 
-    state: DeliveryState | None
+    state: DeliveryState
     last_status: int | None
     attempts: int
 
@@ -138,7 +138,7 @@ class Outbox(Protocol):
         """A delivery of an event of foreman's own, due at once."""
         ...
 
-    async def last_announcement(self) -> Delivery | None:
+    async def last_announcement(self) -> Due | None:
         """The latest of foreman's own events that is still kept."""
         ...
 

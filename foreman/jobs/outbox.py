@@ -105,12 +105,12 @@ class SqliteOutbox:
 
         await self._write(write)
 
-    async def last_announcement(self) -> Delivery | None:
-        def read(connection: sqlite3.Connection) -> Delivery | None:
+    async def last_announcement(self) -> Due | None:
+        def read(connection: sqlite3.Connection) -> Due | None:
             found = rows(connection, "last_announcement")
-            return _delivery(found[0]) if found else None
+            return Due(_delivery(found[0]), found[0]["body"]) if found else None
 
-        last: Delivery | None = await self._read(read)
+        last: Due | None = await self._read(read)
         return last
 
     async def deliveries(self, job_id: str) -> Sequence[tuple[Delivery, Sequence[Try]]]:

@@ -135,7 +135,7 @@ def _webhook(job: Job, state: WebhookState | None) -> dict[str, Any] | None:
     return {
         "url": job.webhook_url,
         "events": None if job.webhook_events is None else list(job.webhook_events),
-        "state": state.state.value if state is not None and state.state is not None else None,
+        "state": None if state is None else state.state.value,
         "last_status": None if state is None else state.last_status,
         "attempts": 0 if state is None else state.attempts,
     }

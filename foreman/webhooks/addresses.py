@@ -36,7 +36,12 @@ LOCAL = frozenset({Kind.PRIVATE, Kind.SHARED, Kind.LOOPBACK})
 _KINDS: tuple[tuple[Kind, tuple[IPv4Network | IPv6Network, ...]], ...] = tuple(
     (kind, tuple(ip_network(network) for network in networks.split()))
     for kind, networks in (
-        (Kind.METADATA, "169.254.169.254/32 100.100.100.200/32 168.63.129.16/32 fd00:ec2::254/128"),
+        (
+            # Amazon's in IPv6 and its pods', Google's and Scaleway's lie in the private range.
+            Kind.METADATA,
+            "169.254.169.254/32 100.100.100.200/32 168.63.129.16/32 fd00:ec2::254/128 fd00:ec2::23/128 "
+            "fd20:ce::254/128 fd00:42::42/128",
+        ),
         (Kind.LINK_LOCAL, "169.254.0.0/16 fe80::/10"),
         (Kind.BROADCAST, "255.255.255.255/32"),
         (Kind.MULTICAST, "224.0.0.0/4 ff00::/8"),

@@ -6,22 +6,18 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 from OpenSSL import SSL
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IAddress, IHostResolution, IResolutionReceiver
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from foreman.allow import host_name
 from foreman.urls import place
 from foreman.webhooks.addresses import literal
 from foreman.webhooks.destination import Connection, Opening
-from foreman.webhooks.tls import TlsRefused, Trust, check_ca, is_address
-
-__all__ = ["Connector", "Judge", "NoAnswer", "Place", "Resolve", "Resolver", "check_ca", "was_cancelled"]
+from foreman.webhooks.tls import TlsRefused, Trust, is_address
 
 # What may stand in a request's target as it is; the rest (letters beyond ASCII, `"<>^`{|}`) is encoded.
 _TARGET_SAFE = "!#$%&'()*+,/:;=?@[]~"
@@ -90,74 +86,18 @@ def _place(url: str) -> Place:
 
 
 @define(eq=False)
-class Resolver:
-    """
-    The system's resolver, in the reactor's threads.
-
-    A look-up cannot be stopped, and holds its thread until the system gives up: whoever asks for a name
-    that is being looked up waits for the same answer.
-    """
-
-    _reactor: Any
-    _waiting: "dict[str, list[Deferred[Sequence[str]]]]" = field(factory=dict, init=False)
-
-    def __call__(self, host: str) -> "Deferred[Sequence[str]]":
-        """The addresses in the system's order; empty when there are none."""
-        answer: Deferred[Sequence[str]] = Deferred()
-        if host in self._waiting:
-            self._waiting[host].append(answer)
-            return answer
-        self._waiting[host] = [answer]
-        receiver = _Addresses(lambda addresses: self._found(host, addresses))
-        self._reactor.nameResolver.resolveHostName(receiver, host, 0, None, "TCP")
-        return answer
-
-    def _found(self, host: str, addresses: Sequence[str]) -> None:
-        for answer in self._waiting.pop(host):
-            if not answer.called:
-                answer.callback(addresses)
-
-
-@implementer(IResolutionReceiver)
-@define(eq=False)
-class _Addresses:
-    """Collects the addresses of one look-up."""
-
-    _done: Callable[[Sequence[str]], None]
-    _found: list[str] = field(factory=list)
-
-    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
-        """Nothing to do: it cannot be cancelled."""
-
-    def addressResolved(self, address: IAddress) -> None:
-        """One address; a name may have the same one several times."""
-        host: str = address.host  # type: ignore[attr-defined]
-        if host not in self._found:
-            self._found.append(host)
-
-    def resolutionComplete(self) -> None:
-        """There are no more."""
-        self._done(self._found)
-
-
-@define(eq=False)
 class Connector:
     """
     Finds and reaches receivers.
 
-    `connect_timeout` is how many seconds there are for both: the name, the connection, and TLS. `ca_path`
-    names a file of authorities beside the machine's own ("" for none): see `check_ca`.
+    `connect_timeout` is how many seconds there are for both: the name, the connection, and TLS.
     """
 
     _reactor: Any
     _resolve: Resolve
     _guard: Judge
     connect_timeout: float
-    _ca_path: str = ""
-    _trust: Trust = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._trust = Trust(self._ca_path)
+    _trust: Trust
 
     async def find(self, place: Place) -> Sequence[str]:
         """
@@ -181,7 +121,8 @@ class Connector:
             except CancelledError:
                 raise
             except Exception as error:
-                raise NoAnswer("dns_error", f"{place.host} does not resolve: {error}") from error
+                why = getattr(error, "strerror", None) or error
+                raise NoAnswer("dns_error", f"{place.host} does not resolve: {why}") from error
             # What is no address would be looked up once more when it is connected to, behind the guard.
             if not addresses or not all(map(is_address, addresses)):
                 raise NoAnswer("dns_error", f"{place.host} does not resolve to an address")

@@ -68,17 +68,21 @@ class Connection(ProtocolWrapper):
         super().dataReceived(data)
         # Not before all of it was passed on: what is complete by now leaves the connection for the next.
         if self.enough or (not self.head_complete and self.received_bytes > HEAD_BYTES):
-            self.loseConnection()
+            self.cut = True
+            self.abort()
 
     def loseConnection(self) -> None:
         """
-        Close at once.
+        Close. Called by twisted.web when the exchanges are over, or when an answer cannot be read.
 
-        A close in good order waits until TLS has said goodbye: a receiver that is silent would keep the
-        connection for ever. Nothing that was written is still needed when this is called.
+        In good order, for some servers print a traceback for a reset. But not with TLS, which waits until
+        both have said goodbye: a receiver that is silent would keep the connection for ever.
         """
         self.cut = True
-        self.abort()
+        if self.tls is None:
+            super().loseConnection()
+        else:
+            self.abort()
 
     def abort(self) -> None:
         """Close at once, whatever is on the way."""

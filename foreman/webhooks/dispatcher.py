@@ -11,6 +11,7 @@ from twisted.logger import Logger
 
 from foreman.errors import DeliveryNotFound, DeliveryUnderWay
 from foreman.jobs.delivery import Delivery, DeliveryState, Due, Outbox, Taken, Try
+from foreman.jobs.shield import shield
 from foreman.urls import receiver as receiver_of
 from foreman.webhooks.receivers import PLACES, Receiver, Receivers, Standing
 from foreman.webhooks.request import headers
@@ -112,6 +113,10 @@ class Dispatcher:
         """
         if event_id in self._on_wire:
             raise DeliveryUnderWay(event_id)
+        # A caller who leaves is not to leave it in the outbox with nobody who looks there.
+        return await shield(Deferred.fromCoroutine(self._redeliver(job_id, event_id)))
+
+    async def _redeliver(self, job_id: str, event_id: str) -> Delivery:
         delivery = await self._outbox.redeliver(job_id, event_id, self._clock.seconds())
         if delivery is None:
             raise DeliveryNotFound(job_id, event_id)
@@ -120,7 +125,8 @@ class Dispatcher:
         if self._receivers.drop(name, event_id):
             self._ready -= 1
             self._besides.discard(event_id)
-            self.due(name, self._clock.seconds())
+        # Whoever looked at the commit passed it over, too, if the same one held the end of its last attempt.
+        self.due(name, self._clock.seconds())
         return delivery
 
     def _look(self) -> None:
@@ -243,8 +249,6 @@ def _standing(outcome: Outcome) -> Standing:
 def _story(
     delivery: Delivery, outcome: Outcome, state: DeliveryState, due_at: float | None, now: float
 ) -> str:
+    of = "" if delivery.job_id is None else f" of job {delivery.job_id}"
     next_one = f"again in {due_at - now:.0f}s" if due_at is not None else state.value
-    return (
-        f"webhook {delivery.type} of job {delivery.job_id}, attempt {delivery.tried + 1}: "
-        f"{outcome.detail}; {next_one}"
-    )
+    return f"webhook {delivery.type}{of}, attempt {delivery.tried + 1}: {outcome.detail}; {next_one}"

@@ -1,7 +1,7 @@
 """Whose turn it is among the receivers: each has a few places, and the doubtful ones share half of all.
 
 Values only: nothing here waits, and times are what the caller says they are. Every call costs the same with
-one receiver or ten thousand, but for the first few that are passed over.
+one receiver or ten thousand, but for the first few that are passed over, and for `waiting_since`.
 """
 
 import enum
@@ -16,6 +16,8 @@ from foreman.jobs.delivery import Due
 PLACES = 4
 """How many attempts at once a receiver has that gives HTTP answers; one that does not has one."""
 
+_FEW = 64
+
 
 class Standing(enum.Enum):
     """What the last attempt at a receiver brought."""
@@ -28,21 +30,37 @@ class Standing(enum.Enum):
 
 @define(eq=False)
 class Receiver:
-    """One scheme, host and port. `ready` was read from the outbox; `due_at` is when there will be more."""
+    """
+    One scheme, host and port. `ready` was read from the outbox; `due_at` is when there will be more.
+
+    `able_since` is the last moment at which it could not take one more attempt, or was not known.
+    """
 
     name: str
+    able_since: float
     standing: Standing = Standing.NEW
     sending: int = 0
     recording: int = 0  # attempts of which it is not written yet what came of them
     fetching: bool = False  # what is due for it is being read
     ready: "deque[Due]" = field(factory=deque)
     due_at: float | None = None
-    in_line_since: float = 0.0  # only while it is in line
+    in_line_since: float = 0.0  # only while it is in line, or what is due for it is read
 
     @property
     def places(self) -> int:
         """How many attempts at once it may have."""
         return PLACES if self.standing in (Standing.WELL, Standing.ANSWERED) else 1
+
+    @property
+    def full(self) -> bool:
+        """It cannot take one more attempt."""
+        return self.sending >= self.places
+
+    @property
+    def waits_since(self) -> float | None:
+        """Since when the oldest that is due waits, though it could be sent."""
+        due_at = self.ready[0].delivery.due_at if self.ready else self.due_at
+        return None if due_at is None else max(due_at, self.able_since)
 
     @property
     def doubtful(self) -> bool:
@@ -74,16 +92,14 @@ class Receivers:
         """A place is free."""
         return self._used < self.concurrency
 
-    def get(self, name: str) -> Receiver:
-        """The receiver of this name, which is new if nothing is known of it."""
-        return self._all.setdefault(name, Receiver(name))
-
     def due(self, name: str, moment: float, now: float) -> None:
         """Something for this receiver is due at this moment."""
-        receiver = self.get(name)
+        receiver = self._all.get(name)
+        if receiver is None:
+            receiver = self._all[name] = Receiver(name, now)
         if receiver.due_at is None or moment < receiver.due_at:
             receiver.due_at = moment
-            heapq.heappush(self._later, (moment, name))
+            self._remember(moment, name)
         self.put(receiver, now)
 
     def next_moment(self, now: float) -> float | None:
@@ -125,7 +141,7 @@ class Receivers:
         receiver.ready.extend(found)
         if next_due_at is not None:
             self.due(receiver.name, next_due_at, now)
-        self.put(receiver, now)
+        self.put(receiver, now, first=bool(receiver.ready))
 
     def begin(self, receiver: Receiver, now: float) -> Due:
         """One of what is ready is sent now."""
@@ -148,6 +164,8 @@ class Receivers:
     def end(self, receiver: Receiver, standing: Standing | None, now: float) -> None:
         """An attempt has ended; None: foreman cut it, which says nothing about the receiver."""
         self._used -= 1
+        if receiver.full:
+            receiver.able_since = now
         # Before the standing changes: all its other attempts count as what it is from now on.
         self._doubtful_sending -= receiver.sending if receiver.doubtful else 0
         receiver.sending -= 1
@@ -164,25 +182,41 @@ class Receivers:
             self.due(receiver.name, due_at, now)
         self.put(receiver, now)
 
-    def put(self, receiver: Receiver, now: float) -> None:
-        """Into the line, if it could use a place now; out of it, or forgotten, if not."""
+    def put(self, receiver: Receiver, now: float, first: bool = False) -> None:
+        """
+        Into the line, if it could use a place now; out of it, or forgotten, if not.
+
+        It comes last, but for one that has waited before what is due for it was read: else the bodies for
+        all who wait would be in memory before the first of them is sent.
+        """
         waits = receiver.ready or (
             not receiver.fetching and receiver.due_at is not None and receiver.due_at <= now
         )
-        if not waits or receiver.sending >= receiver.places:
+        if not waits or receiver.full:
             self._leave(receiver)
             if receiver.forgettable:
                 self._all.pop(receiver.name, None)
             return
         line = self._doubtful if receiver.doubtful else self._well
         if receiver.name not in line:
-            receiver.in_line_since = now
+            receiver.in_line_since = receiver.in_line_since if first else now
             line[receiver.name] = receiver
+            line.move_to_end(receiver.name, last=not first)
 
     def waiting_since(self) -> float | None:
-        """Since when the first in line waits for a place, though its receiver could take an attempt."""
-        moments = [next(iter(line.values())).in_line_since for line in (self._well, self._doubtful) if line]
-        return min(moments) if moments else None
+        """Since when the oldest that is due waits for a place. Looks at all who wait for one."""
+        moments = [
+            receiver.waits_since for line in (self._well, self._doubtful) for receiver in line.values()
+        ]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def _remember(self, moment: float, name: str) -> None:
+        """Have `next_moment` look at this receiver then."""
+        heapq.heappush(self._later, (moment, name))
+        # One entry in two is no longer so, at most: else each event would leave one behind.
+        if len(self._later) > 2 * len(self._all) + _FEW:
+            self._later = [(each.due_at, each.name) for each in self._all.values() if each.due_at is not None]
+            heapq.heapify(self._later)
 
     def _leave(self, receiver: Receiver) -> None:
         self._well.pop(receiver.name, None)

@@ -141,7 +141,8 @@ class Sender:
                 attempt.connected = False
                 route = _Route(self._connector, place, attempt, destination, self._connector.connect_timeout)
                 response = await self._request(route, headers, body)
-            await self._take(attempt, response, route.used)
+            assert route.connection is not None
+            await self._take(attempt, response, route.connection)
         finally:
             self._destinations.leave(destination)
 
@@ -156,7 +157,9 @@ class Sender:
         except Exception as error:
             if was_cancelled(error):
                 raise CancelledError() from error
-            connection = route.used
+            connection = route.connection
+            if connection is None:
+                raise
             closed = _was_closed(error) and not connection.cut
             if closed and connection.exchanges > 1 and not connection.received_bytes:
                 raise _Stale("closed", f"{route.place.host} closed a kept connection") from error
@@ -224,13 +227,8 @@ class _Route:
     _attempt: _Attempt
     destination: Destination
     _seconds: float
-    _used: Connection | None = None
-
-    @property
-    def used(self) -> Connection:
-        """The connection that the request went out on."""
-        assert self._used is not None
-        return self._used
+    connection: Connection | None = None
+    """What the request went out on."""
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         """Always here: what the URI says was judged before."""
@@ -249,7 +247,7 @@ class _Route:
 
     def took(self, connection: Connection) -> None:
         """Called by the pool with the connection that the request will use."""
-        self._used = connection
+        self.connection = connection
         self._attempt.connected = True
         self._attempt.tls = connection.tls
         connection.begin()

@@ -29,12 +29,14 @@ class TlsRefused(Exception):
     """There is no TLS, or not with the right one. The text is one sentence."""
 
 
-def check_ca(path: str) -> None:
-    """Raise ValueError, with what is wrong, for a file that cannot be read or holds no certificate."""
-    _certificates(path)
+def read_ca(path: str) -> Sequence[x509.Certificate]:
+    """
+    The authorities in a file; none if there is no path.
 
-
-def _certificates(path: str) -> Sequence[x509.Certificate]:
+    Raises ValueError, with what is wrong, for a file that cannot be read or holds no certificate.
+    """
+    if not path:
+        return ()
     try:
         text = Path(path).read_bytes()
     except OSError as error:
@@ -48,10 +50,10 @@ def _certificates(path: str) -> Sequence[x509.Certificate]:
 @define(eq=False)
 class Trust:
     """
-    The authorities of this machine, and those of one more file (`ca_path`; "" for none; see `check_ca`).
+    The authorities of this machine, and those in `more`.
     """
 
-    _ca_path: str
+    _more: Sequence[x509.Certificate]
     _context: SSL.Context | None = field(default=None, init=False)
 
     def client(self, host: str) -> "TlsClient":
@@ -64,7 +66,7 @@ class Trust:
             context = CertificateOptions(trustRoot=platformTrust()).getContext()
             store = context.get_cert_store()
             assert store is not None
-            for certificate in _certificates(self._ca_path) if self._ca_path else ():
+            for certificate in self._more:
                 store.add_cert(X509.from_cryptography(certificate))
             self._context = context
         return self._context

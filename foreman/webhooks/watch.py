@@ -1,6 +1,7 @@
-"""Tells the owner when foreman is degraded, and when it has recovered."""
+"""Tells the owner when foreman is degraded, also by one reason more, and when it has recovered."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import define, field
@@ -34,7 +35,7 @@ class Watch:
     _report: Callable[[], Mapping[str, Any]]
     _url: str
     _new_id: Callable[[float], str] = lambda moment: str(ULID.from_timestamp(moment))
-    _told: bool = field(default=False, init=False)  # the owner thinks that foreman is degraded
+    _told: frozenset[str] = field(default=frozenset(), init=False)  # reasons that the owner knows of
     _told_at: dict[str, float] = field(factory=dict, init=False)
     _seen_since: dict[str, float] = field(factory=dict, init=False)  # each reason, since when it holds
     _well_since: float | None = field(default=None, init=False)
@@ -46,8 +47,8 @@ class Watch:
         """Begin with what the owner was told in an earlier life."""
         last = await self._outbox.last_announcement()
         if last is not None:
-            self._told = last.type == DEGRADED
-            self._told_at[last.type] = ULID.from_str(last.event_id).timestamp
+            self._told = frozenset(json.loads(last.body)["data"]["reasons"])
+            self._told_at[last.delivery.type] = ULID.from_str(last.delivery.event_id).timestamp
         self._looking = LoopingCall(self._look)
         self._looking.clock = self._clock
         self._ended = self._looking.start(_LOOK_SECONDS)
@@ -72,19 +73,19 @@ class Watch:
         reasons = list(report.get("reasons", ()))
         self._seen_since = {reason: self._seen_since.get(reason, now) for reason in reasons}
         self._well_since = None if reasons else now if self._well_since is None else self._well_since
-        if self._told:
-            if self._well_since is not None and now - self._well_since >= HOLD_SECONDS:
-                await self._announce(RECOVERED, {"reasons": [], "hints": {}}, now)
-            return
         held = [reason for reason, since in self._seen_since.items() if now - since >= HOLD_SECONDS]
-        if held:
-            hints = {reason: report["hints"][reason] for reason in held}
-            await self._announce(DEGRADED, {"reasons": held, "hints": hints}, now)
+        if not self._told.issuperset(held):
+            await self._announce(DEGRADED, held, report["hints"], now)
+        elif self._told and self._well_since is not None and now - self._well_since >= HOLD_SECONDS:
+            await self._announce(RECOVERED, [], {}, now)
 
-    async def _announce(self, event_type: str, data: Mapping[str, Any], now: float) -> None:
+    async def _announce(
+        self, event_type: str, reasons: Sequence[str], hints: Mapping[str, str], now: float
+    ) -> None:
         if now - self._told_at.get(event_type, -QUIET_SECONDS) < QUIET_SECONDS:
             return
         event_id = self._new_id(now)
+        data = {"reasons": reasons, "hints": {reason: hints[reason] for reason in reasons}}
         body = announcement(event_id, event_type, now, data)
         await self._outbox.announce(event_id, event_type, self._url, body, now)
-        self._told, self._told_at[event_type] = event_type == DEGRADED, now
+        self._told, self._told_at[event_type] = frozenset(reasons), now

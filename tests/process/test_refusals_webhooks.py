@@ -15,6 +15,7 @@ def test_every_complaint_in_one_go(tmp_path: Path) -> None:
         "WEBHOOK_SECRET": "whsec_geheim!",
         "WEBHOOK_ALLOW": "10.0.0.1/8",
         "WEBHOOK_BACKOFF": "5s",
+        "WEBHOOK_URL": "http://169.254.169.254/latest",
     }
     run = subprocess.run(
         command("twistd -n foreman", tmp_path),

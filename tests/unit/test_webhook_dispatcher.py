@@ -7,12 +7,12 @@ from unittest.mock import Mock
 
 import pytest
 from attrs import define, field
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from ulid import ULID
 
-from foreman.errors import DeliveryNotFound, DeliveryUnderWay
+from foreman.errors import DatabaseFull, DeliveryNotFound, DeliveryUnderWay
 from foreman.jobs.delivery import DeliveryState
 from foreman.jobs.model import Finish, Job, LineKey, Submission, Transition
 from foreman.testing.sender import SILENCE, ScriptedSender, answer
@@ -309,6 +309,35 @@ def test_redeliver_of_what_was_read_already(bench: Bench) -> None:
     assert all(bench.log(job)[0][0].state is DeliveryState.DELIVERED for job in jobs)
 
 
+def test_redeliver_in_the_commit_of_the_last_attempt(bench: Bench) -> None:
+    """Whoever looks after that commit still passes the event over; it is sent all the same."""
+    job = bench.submit()
+    event_id = bench.sender.posts[0].headers["webhook-id"]
+    bench.pool.commit_seconds = 0.5
+    other = Deferred.fromCoroutine(bench.store.submit(submission(2, "http://b/hook")))
+    bench.sender.open[0].end(answer(200))  # its record waits for the writer
+    again = Deferred.fromCoroutine(bench.dispatcher.redeliver(job.job_id, event_id))
+    bench.clock.pump([0.5] * 6)
+    assert other.called
+    assert again.called
+    bench.pool.commit_seconds = 0.0
+    assert [post.headers["webhook-id"] for post in bench.sender.posts].count(event_id) == 2
+
+
+def test_redeliver_though_the_caller_has_left(bench: Bench) -> None:
+    """What is in the outbox is sent."""
+    job = bench.submit()
+    event_id = bench.sender.posts[0].headers["webhook-id"]
+    bench.sender.open[0].end(answer(200))
+    bench.pool.commit_seconds = 0.5
+    again = Deferred.fromCoroutine(bench.dispatcher.redeliver(job.job_id, event_id))
+    again.addErrback(lambda failure: failure.trap(CancelledError))
+    again.cancel()
+    bench.clock.pump([0.5] * 4)
+    bench.pool.commit_seconds = 0.0
+    assert len(bench.sender.posts) == 2
+
+
 def test_a_database_that_cannot_be_written(bench: Bench) -> None:
     """Webhooks wait for it, are late meanwhile, and go on; an attempt that was made is not made again."""
     job = bench.submit()
@@ -364,6 +393,31 @@ def test_a_fault_with_one_receiver_holds_up_nobody_else(
     assert [post.url for post in bench.sender.open] == ["http://poison/hook"]
 
 
+class TwicePoisoned(Poisoned):
+    """The disk is full, and then something else is wrong."""
+
+    async def take(self, name: str, *given: Any) -> Any:
+        if "poison" in name:
+            self.faults += 1
+            raise DatabaseFull("foreman.db") if self.faults == 1 else RuntimeError("a fault")
+        return await self._outbox.take(name, *given)
+
+
+def test_a_fault_after_a_full_disk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the disk was full for one receiver holds nobody up when it no longer is."""
+    monkeypatch.setattr(Dispatcher, "_log", Mock())
+    bench.end()
+    bench.concurrency = 1
+    bench.submit("http://poison/hook")
+    bench.submit("http://well/hook")
+    bench.outbox = TwicePoisoned(bench.store.outbox)
+    bench.begin()
+    assert bench.sender.posts == []
+    bench.clock.pump([1.0] * 4)
+    assert [post.url for post in bench.sender.posts] == ["http://well/hook"]
+    assert bench.dispatcher.behind_seconds == 0.0
+
+
 def test_waiting_for_a_place_is_late(bench: Bench) -> None:
     """For one's own receiver it is not; for the places of others it is."""
     bench.end()
@@ -376,6 +430,18 @@ def test_waiting_for_a_place_is_late(bench: Bench) -> None:
     bench.submit("http://other/hook")
     bench.clock.advance(400)
     assert bench.dispatcher.behind_seconds == 400.0
+
+
+def test_sharing_too_few_places_is_late(bench: Bench) -> None:
+    """Forty that are well and slow each get a place now and then, and are behind all the same."""
+    for _ in range(150):
+        for number in range(40):
+            bench.submit(f"http://r{number}/hook")
+    for _ in range(60):
+        for post in list(bench.sender.open):
+            post.end(answer(200))
+        bench.clock.advance(14)
+    assert bench.dispatcher.behind_seconds > BACKLOG_SECONDS
 
 
 def test_bodies_are_on_disk_before_they_are_sent(bench: Bench) -> None:

@@ -111,6 +111,9 @@ TABLE: Sequence[tuple[str, bool, bool, bool]] = (
     ("168.63.129.16", False, False, False),
     ("[64:ff9b::a83f:8110]", False, False, False),
     ("[fd00:ec2::254]", False, False, False),
+    ("[fd00:ec2::23]", False, False, False),
+    ("[fd20:ce::254]", False, False, False),
+    ("[fd00:42::42]", False, False, False),
     # Never: multicast, broadcast, unspecified.
     ("224.0.0.1", False, False, False),
     ("239.255.255.250", False, False, False),

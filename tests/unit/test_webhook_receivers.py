@@ -27,10 +27,9 @@ def due(number: int = 0) -> Due:
 
 def fill(receivers: Receivers, name: str, standing: Standing, count: int = 100, now: float = 0.0) -> Receiver:
     """A receiver of this standing with `count` deliveries in memory."""
-    receiver = receivers.get(name)
-    receiver.standing = standing
-    receivers.fetch(receiver)
-    receivers.fetched(receiver, [due(number) for number in range(count)], None, now)
+    receiver = receivers._all[name] = Receiver(name, now, standing)
+    receiver.ready.extend(due(number) for number in range(count))
+    receivers.put(receiver, now)
     return receiver
 
 
@@ -122,10 +121,9 @@ def test_nothing_is_kept_of_one_that_is_done() -> None:
         assert receivers.turn() is receiver
         receivers.begin(receiver, 0.0)
         receivers.end(receiver, Standing.WELL, 0.0)
-        assert receivers.get(str(number)).standing is Standing.WELL, "until it is written what came of it"
+        assert receivers._all == {str(number): receiver}, "until it is written what came of it"
         receivers.recorded(receiver, None, 0.0)
-    assert receivers.get("5").standing is Standing.NEW
-    assert len(receivers._all) == 1
+    assert not receivers._all
 
 
 def test_wait_for_a_place_is_measured() -> None:
@@ -139,6 +137,58 @@ def test_wait_for_a_place_is_measured() -> None:
     assert receivers.waiting_since() == 7.0
     receivers.end(slow, Standing.SILENT, 9.0)
     assert receivers.waiting_since() == 7.0
+
+
+def test_wait_goes_on_until_it_has_all_its_places() -> None:
+    """Two that get one place of their four are late, however often each gets one."""
+    receivers = Receivers(2)
+    for name in ("a", "b"):
+        fill(receivers, name, Standing.WELL)
+    wire: list[Receiver] = []
+    for now in range(300):
+        while (receiver := receivers.turn()) is not None:
+            receivers.begin(receiver, float(now))
+            wire.append(receiver)
+        first = wire.pop(0)
+        receivers.end(first, Standing.WELL, float(now))
+        receivers.recorded(first, None, float(now))
+        if not first.ready:
+            break
+        assert receivers.waiting_since() == 0.0
+
+
+def test_what_was_read_is_sent_before_more_is_read() -> None:
+    """The bodies for all who wait are not in memory before the first of them goes out."""
+    receivers = Receivers(2)
+    for number in range(10):
+        receivers.due(str(number), 0.0, 0.0)
+    order = []
+    for _ in range(20):
+        receiver = receivers.turn()
+        assert receiver is not None
+        order.append((receiver.name, "send" if receiver.ready else "read"))
+        if receiver.ready:
+            receivers.begin(receiver, 0.0)
+            receivers.end(receiver, Standing.WELL, 0.0)
+            receivers.recorded(receiver, None, 0.0)
+        else:
+            receivers.fetch(receiver)
+            receivers.fetched(receiver, [due()], None, 0.0)
+    assert order == [(str(number), what) for number in range(10) for what in ("read", "send")]
+
+
+def test_memory_does_not_grow_with_events() -> None:
+    """A moment that is far away is remembered once, though it is told again after each event before it."""
+    receivers = Receivers(2)
+    receivers.due("other", 1_000.0, 0.0)
+    for _ in range(1_000):
+        receivers.due("a", 0.0, 0.0)
+        receiver = receivers.turn()
+        assert receiver is not None
+        receivers.fetch(receiver)
+        receivers.fetched(receiver, [], 2_000.0, 0.0)
+    assert len(receivers._later) < 100
+    assert receivers.next_moment(1_000.0) == 2_000.0
 
 
 @given(

@@ -103,6 +103,23 @@ def test_recovered(bench: Bench) -> None:
     assert len(bench.told()) == 2
 
 
+def test_one_reason_more(bench: Bench) -> None:
+    """It is told too, after the ten minutes; that one of several has gone is not."""
+    bench.reasons = ["disk_low"]
+    bench.wait(2 * MINUTE)
+    bench.reasons = ["disk_low", "target_unreachable"]
+    bench.wait(20 * MINUTE)
+    bench.reasons = ["target_unreachable"]
+    bench.wait(20 * MINUTE)
+    assert [body["data"]["reasons"] for body in bench.told()] == [
+        ["disk_low"],
+        ["disk_low", "target_unreachable"],
+    ]
+    bench.reasons = []
+    bench.wait(2 * MINUTE)
+    assert bench.kinds()[2:] == ["foreman.recovered"]
+
+
 def test_at_most_one_of_a_kind_in_ten_minutes(bench: Bench) -> None:
     """A health that flaps tells it once; what still holds after ten minutes is told then."""
     for _ in range(3):

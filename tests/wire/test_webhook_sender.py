@@ -24,9 +24,11 @@ from twisted.internet.ssl import CertificateOptions
 
 from foreman.allow import parse_allow
 from foreman.testing.receiver import SILENCE, After, Answer, Receiver, response
-from foreman.webhooks.connector import Connector, Judge, Resolver
+from foreman.webhooks.connector import Connector, Judge
 from foreman.webhooks.guard import Guard
+from foreman.webhooks.resolver import Resolver, look_up_threads
 from foreman.webhooks.sender import Outcome, Sender
+from foreman.webhooks.tls import Trust, read_ca
 
 BODY = b'{"id":"01J","type":"ping"}'
 HEADERS = [(b"User-Agent", b"foreman/test"), (b"Content-Type", b"application/json"), (b"webhook-id", b"01J")]
@@ -97,7 +99,9 @@ class Rig:
         limit: int = 64,
         guard: Judge | None = None,
     ) -> Sender:
-        connector = Connector(self.reactor, self.names, guard or self.rules, connect_timeout, ca)
+        connector = Connector(
+            self.reactor, self.names, guard or self.rules, connect_timeout, Trust(read_ca(ca))
+        )
         sender = Sender(self.reactor, connector, timeout, limit)
         self._senders.append(sender)
         return sender
@@ -348,7 +352,8 @@ async def test_silent(rig: Rig) -> None:
 
 async def test_head_that_trickles(rig: Rig) -> None:
     """Bytes that come do not lengthen the limit."""
-    head = (bytes([byte]) for byte in itertools.cycle(b"HTTP/1.1 200 OK\r\nX-Slow: yes\r\n"))
+    letters = itertools.chain(b"HTTP/1.1 200 OK\r\n", itertools.cycle(b"X-Slow: yes\r\n"))
+    head = (bytes([byte]) for byte in letters)
     outcome, receiver = await rig.send_to(Answer(head, 0.005), timeout=0.5)
     assert (outcome.status, outcome.error) == (None, "timeout")
     assert receiver.written_bytes > 2
@@ -638,13 +643,15 @@ async def test_rebinding_with_the_real_guard(rig: Rig, second: list[str]) -> Non
 
 async def test_system_resolver(rig: Rig) -> None:
     """The system's resolver finds localhost; look-ups at one time share one; nonsense has no address."""
-    resolve = Resolver(rig.reactor)
+    resolve = Resolver(look_up_threads(rig.reactor, 2))
     one, two = resolve("localhost"), resolve("localhost")
     first, second = await one, await two
     assert first == second
     assert set(first) <= {"127.0.0.1", "::1"}
     assert first
-    assert await resolve("nobody.invalid") == []
+    for nobody in ("nobody.invalid", f"{'x' * 64}.example"):
+        with pytest.raises((OSError, UnicodeError)):
+            await resolve(nobody)
 
 
 # TLS.
