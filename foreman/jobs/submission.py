@@ -19,7 +19,6 @@ from foreman.jobs.checks import (
 )
 from foreman.jobs.model import LineKey, Status, Submission
 from foreman.jobs.top_level import TopLevel, fold, read
-from foreman.quantities import format_moment
 from foreman.urls import check_url
 
 OWN_FIELDS = frozenset({"job", "state_webhook_url"})
@@ -30,6 +29,9 @@ EVENTS = tuple(f"job.{status.value}" for status in Status)
 """The events of a job: one for each state."""
 
 JOB_BYTES = 64 * 1024
+OPTIONS_BYTES = 64 * 1024
+MODEL_CHARACTERS = 600
+"""It is in each event of the job. In Ollama a host has at most 350, and three more parts at most 80 each."""
 MOST_PRIORITY = 1_000_000
 MOST_ATTEMPTS = 100
 METADATA_PAIRS = 16
@@ -55,7 +57,11 @@ def parse(
     within = job.pop("start_within", None)
     run_at = job.get("run_at", now)
     if run_at > now + LONGEST_SECONDS:
-        complaints.add(f"is {shown(format_moment(run_at))}: it is at most 8784h ahead", "job", "run_at")
+        given = decoded(fields.last("job") or b"{}")["run_at"]
+        complaints.add(f"is {shown(given)}: it is at most 8784h ahead", "job", "run_at")
+    options_bytes = sum(map(len, _values(fields, "options")))
+    if options_bytes > OPTIONS_BYTES:
+        complaints.add(f"has {options_bytes} bytes: at most {OPTIONS_BYTES} are allowed", "options")
     if complaints.found:
         raise InvalidFields(complaints.found)
     return Submission(
@@ -157,6 +163,8 @@ def _read_model(fields: TopLevel, complaints: Complaints) -> str:
     if not isinstance(model, str) or not model.strip():
         complaints.add(f"is {shown(model)}: it is the name of a model", "model")
         return ""
+    if len(model) > MODEL_CHARACTERS:
+        complaints.add(f"has {len(model)} characters: at most {MODEL_CHARACTERS} are allowed", "model")
     return model
 
 

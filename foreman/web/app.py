@@ -26,6 +26,8 @@ class App:
     """The routes that foreman answers itself."""
 
     app = Klein()
+    # Else werkzeug answers `/jobs//x` with a redirection.
+    app.url_map.merge_slashes = False
     # The first segments of its paths: what the gate calls foreman's own.
     own_paths = frozenset({b"healthz", b"jobs", b"queue"})
     _log = Logger()

@@ -9,6 +9,7 @@ folder without a limit; here the gate is asked first, and large bodies go beside
 import errno
 import re
 from contextlib import suppress
+from http import HTTPStatus
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -16,7 +17,7 @@ from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel, datetimeToString
+from twisted.web.http import RESPONSES, HTTPChannel, datetimeToString
 from twisted.web.server import Request
 
 from foreman.errors import BodyTooLarge, DiskFull, ForemanError
@@ -37,6 +38,7 @@ _LINGER_SECONDS = 5
 # RFC 9112 §3.2.2: a server accepts the form that clients send to a proxy, and its host is the Host.
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?]+)(.*)", re.IGNORECASE)
 # As Go answers a request target that is none.
+_PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 _BAD_TARGET = Answer(400, [(b"Content-Type", b"text/plain; charset=utf-8")], b"400 Bad Request")
 
 
@@ -55,6 +57,14 @@ class Intake(Request):
     @property
     def _site(self) -> "Site":
         return cast("Channel", self.channel).site
+
+    def getRequestHostname(self) -> bytes:
+        """Asked by Klein, whose router fails for what is no name. No route depends on it."""
+        return b"foreman"
+
+    def setResponseCode(self, code: int, message: bytes | None = None) -> None:
+        """Also with the phrases that twisted.web does not know, such as those of 422 and 429."""
+        super().setResponseCode(code, message or RESPONSES.get(code) or _PHRASES.get(code))
 
     def gotLength(self, length: int | None) -> None:
         """The head is complete: ask the gate before anything is stored."""

@@ -21,6 +21,7 @@ from foreman.worker.attempt import Progress
 
 LIST_LIMIT = 50
 MOST_LISTED = 200
+_PARAMETERS = ("status", "model", "limit", "after")
 _JOB_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", re.ASCII)
 
 
@@ -77,7 +78,11 @@ class Jobs:
 
     async def list(self, query: Mapping[str, str]) -> Answer:
         """``GET /jobs``: newest first. `query` holds the parameters by their names."""
-        complaints = []
+        complaints = [
+            {"parameter": name, "detail": f"is no parameter: those are {', '.join(_PARAMETERS)}"}
+            for name in query
+            if name not in _PARAMETERS
+        ]
         status, limit = None, LIST_LIMIT
         if text := query.get("status"):
             try:

@@ -30,7 +30,7 @@ _ALLOWED_HEADERS = (
     "X-Stainless-Runtime,X-Stainless-Runtime-Version,X-Stainless-Timeout"
 )
 _OWN_ALLOWED_HEADERS = (
-    f"{_ALLOWED_HEADERS},Prefer,Idempotency-Key,If-None-Match,Last-Event-ID,X-Request-Id,X-Api-Key"
+    f"{_ALLOWED_HEADERS},Prefer,Idempotency-Key,If-None-Match,Last-Event-ID,Range,X-Request-Id,X-Api-Key"
 )
 _OWN_EXPOSED_HEADERS = "Location,Retry-After,X-Foreman-Job-Id,X-Foreman-Queue-Ms"
 _ALLOWED_METHODS = "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"

@@ -184,7 +184,7 @@ def test_preflight_names_the_methods_of_each_route(path: bytes, route: object) -
 def test_preflight_of_own_and_unknown_paths() -> None:
     """Own paths allow more headers; of an unknown path nobody knows the methods."""
     own = dict(Origins().preflight_headers(b"http://localhost", b"/healthz", own=True))
-    for name in ("Prefer", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "X-Request-Id"):
+    for name in ("Prefer", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Range", "X-Request-Id"):
         assert name in own[b"Access-Control-Allow-Headers"].decode().split(",")
     unknown = dict(Origins().preflight_headers(b"http://localhost", b"/nope", own=False))
     assert b"Allow" not in unknown

@@ -15,6 +15,8 @@ from foreman.jobs.submission import (
     METADATA_KEY_CHARACTERS,
     METADATA_PAIRS,
     METADATA_TEXT_CHARACTERS,
+    MODEL_CHARACTERS,
+    OPTIONS_BYTES,
     parse,
 )
 from foreman.jobs.top_level import MOST_FIELDS
@@ -197,6 +199,7 @@ def test_run_at_that_is_past() -> None:
         ({"run_at": "2026-12-01T02:00:00"}, "/job/run_at", "+01:00"),
         ({"run_at": "tomorrow"}, "/job/run_at", "a moment is written as"),
         ({"run_at": "2028-01-17T08:00:00Z"}, "/job/run_at", "8784h"),
+        ({"run_at": "9999-12-31T23:59:59.999999Z"}, "/job/run_at", 'is "9999-12-31T23:59:59.999999Z"'),
         ({"run_at": "9999-12-31T23:59:59-01:00"}, "/job/run_at", "a moment is written as"),
         ({"a/b~c": 1}, "/job/a~1b~0c", "no field"),
         ({"Priority": 1}, "/job/Priority", "no field"),
@@ -279,7 +282,13 @@ def test_job_that_is_nested_too_deeply(deep: bytes) -> None:
         submit(b'{"model":' + deep + b',"prompt":"p"}')
 
 
-@pytest.mark.parametrize("model", [None, "", "  ", 3, ["m"]])
+def test_options_that_are_too_large() -> None:
+    """They are compared with those of other jobs; a text to read belongs into a message."""
+    options = {"stop": ["x" * OPTIONS_BYTES]}
+    assert list(complaints({"model": "m", "prompt": "p", "options": options})) == ["/options"]
+
+
+@pytest.mark.parametrize("model", [None, "", "  ", 3, ["m"], "m" * (MODEL_CHARACTERS + 1)])
 def test_model(model: Any) -> None:
     """A job names its model."""
     assert list(complaints({"model": model, "prompt": "p"})) == ["/model"]

@@ -58,9 +58,13 @@ def test_pages_while_jobs_arrive(bench: Bench, query: str) -> None:
 
 def test_bad_parameters(bench: Bench) -> None:
     """All of them at once; a cursor is only what foreman gave."""
-    reply = bench.ask("GET", "/jobs?status=done&limit=0")
+    reply = bench.ask("GET", "/jobs?state=failed&status=done&limit=0")
     assert (reply.status, reply.problem["code"]) == (422, "invalid_parameters")
-    assert [error["parameter"] for error in reply.problem["errors"]] == ["status", "limit"]
+    assert [error["parameter"] for error in reply.problem["errors"]] == [
+        "state",
+        "status",
+        "limit",
+    ]
     for limit in ("201", "-1", "x", "1.5", "9" * 5000, "%FF", "\u0663"):
         assert bench.ask("GET", f"/jobs?limit={limit}").status == 422
     assert bench.ask("GET", "/jobs?limit=200").status == 200

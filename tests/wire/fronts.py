@@ -17,6 +17,7 @@ from foreman.listener import Listener, bind
 from foreman.service import _wire
 from foreman.settings import load
 from foreman.testing.replay import Recording, ReplayTarget
+from foreman.webhooks.tls import Trust
 
 GOLDEN = Path(__file__).with_name("golden")
 
@@ -118,7 +119,9 @@ class Bench:
             **{f"FOREMAN_{name.upper()}": value for name, value in settings.items()},
         }
         loaded = load(environment)
-        parts = _wire(self.reactor, loaded, loaded.ollama_url, open_pools(":memory:", self.reactor))
+        parts = _wire(
+            self.reactor, loaded, loaded.ollama_url, open_pools(":memory:", self.reactor), Trust(())
+        )
         listener = bind(self.reactor, loaded.addr, parts.site)
         parts.gate.checks_host = listener.is_loopback
         if polls:

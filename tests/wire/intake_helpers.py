@@ -23,6 +23,7 @@ from foreman.listener import Listener, bind
 from foreman.service import _wire
 from foreman.settings import load
 from foreman.testing.ollama import FakeOllama
+from foreman.webhooks.tls import Trust
 
 LIMIT_SECONDS = 10
 # One path of each dialect, and what it speaks.
@@ -292,7 +293,7 @@ async def wired(folder: Path, **given: str) -> AsyncIterator[Wired]:
             **{f"FOREMAN_{name}": text for name, text in given.items()},
         }
     )
-    parts = _wire(reactor, settings, url, open_pools(":memory:", reactor))
+    parts = _wire(reactor, settings, url, open_pools(":memory:", reactor), Trust(()))
     listener = bind(reactor, ("tcp:0:interface=127.0.0.1",), parts.site)
     parts.gate.checks_host = listener.is_loopback
     listener.accept()

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 from collections.abc import AsyncIterator
 from io import BytesIO
@@ -385,6 +386,31 @@ async def test_absolute_form(roomy: Wired) -> None:
     # Its authority is the host that counts.
     client.send(request("GET", "http://evil.example/healthz", {"Host": "localhost"}))
     assert (await client.answer()).status == 403
+
+
+@pytest.mark.parametrize("host", ["a..localhost", f"{'x' * 64}.localhost", ".localhost"])
+async def test_host_that_is_no_name(roomy: Wired, host: str) -> None:
+    """Klein's router would fail for it, before anybody is asked for a token."""
+    client = await roomy.connect()
+    client.send(request("GET", "/healthz", {"Host": host}))
+    assert (await client.answer()).status == 200
+
+
+async def test_two_slashes_are_not_one(roomy: Wired) -> None:
+    """There is no such path, and no redirection to another one."""
+    client = await roomy.connect()
+    client.send(request("GET", "/jobs//x"))
+    answer = await client.answer()
+    assert (answer.status, json.loads(answer.body)["code"]) == (404, "not_found")
+
+
+async def test_status_lines_have_their_phrase(roomy: Wired) -> None:
+    """twisted.web knows none for 422."""
+    client = await roomy.connect()
+    client.send(request("GET", "/jobs?limit=0"))
+    await client.until(lambda: b"\r\n" in client.received)
+    assert client.received.startswith(b"HTTP/1.1 422 Unprocessable")
+    await client.answer()
 
 
 # What is no HTTP
