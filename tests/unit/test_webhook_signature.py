@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import hmac
+import re
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -29,6 +31,16 @@ def headers(*secrets: str, body: bytes = BODY, timestamp: int = TIMESTAMP) -> di
     """The headers of one attempt, their names in lower case."""
     made = Signer(secrets).headers(EVENT_ID, timestamp, body)
     return {name.decode().lower(): value.decode() for name, value in made}
+
+
+def test_vector_of_the_docs() -> None:
+    """Whoever writes a receiver in another language compares with it."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "webhooks.md").read_text("utf-8")
+    shown = dict(re.findall(r"^(secret|body|[wX]\S+) +(\S+)$", page, re.M))
+    made = Signer((shown["secret"],)).headers(
+        shown["webhook-id"], int(shown["webhook-timestamp"]), shown["body"].encode()
+    )
+    assert {name.decode(): value.decode() for name, value in made}.items() <= shown.items()
 
 
 def test_public_test_vector() -> None:
