@@ -3,9 +3,13 @@
 import gc
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import pytest_twisted
 from hypothesis import HealthCheck, settings
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 
 # A shell ignores SIGINT for what it runs in the background, and whoever is started there inherits that.
@@ -16,6 +20,9 @@ settings.register_profile(
     "foreman", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("foreman")
+
+# So long the kernel of a busy machine may take to tell one end of a connection that the other one is closed.
+CLOSING_SECONDS = 1.0
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +47,23 @@ def clean() -> Iterator[None]:
     gc.freeze()
     yield
     gc.collect()
-    globalLogPublisher.removeObserver(watch)
     calls = [call for call in reactor.getDelayedCalls() if call.active()]
-    left = {*reactor.getReaders(), *reactor.getWriters()} - before - set(reactor._internalReaders)
+
+    def sockets() -> set[Any]:
+        return {*reactor.getReaders(), *reactor.getWriters()} - before - set(reactor._internalReaders)
+
+    async def closed() -> None:
+        end = reactor.seconds() + CLOSING_SECONDS
+        while sockets() and reactor.seconds() < end:
+            await deferLater(reactor, 0.01)
+
+    if sockets():
+        pytest_twisted.blockon(Deferred.fromCoroutine(closed()))
+    left = sockets()
+    globalLogPublisher.removeObserver(watch)
     for call in calls:
-        call.cancel()
+        if call.active():
+            call.cancel()
     if calls or left:
         pytest.fail(f"reactor unclean: {calls!r} {left!r}")
     if errors:

@@ -22,6 +22,8 @@ from foreman.embedded.child import EmbeddedTarget
 MODEL, OTHER = "smollm2", "smollm2-4k"
 ASK: list[dict[str, str]] = [{"role": "user", "content": "Write one short sentence about rain."}]
 FEW: dict[str, Any] = {"num_predict": 12, "temperature": 0, "seed": 1}
+# The likeliest one goes on for longer than this; of those that are sampled, some end after a few words.
+STORY: dict[str, Any] = {"num_predict": 200, "temperature": 0}
 START_SECONDS = 20
 ANSWER_SECONDS = 50
 STOP_SECONDS = 9
@@ -40,6 +42,15 @@ class Daemon:
     def turns(self) -> list[str]:
         """The log lines of the turns that are over."""
         return [line for line in self.log.read_text().splitlines() if " waited=" in line]
+
+
+async def turns_from(daemon: Daemon, before: int, count: int) -> list[str]:
+    """The turns after the first so many: `count` at least, as the line of one may come after its answer."""
+    until = time.monotonic() + ANSWER_SECONDS
+    while len(lines := daemon.turns()[before:]) < count:
+        assert time.monotonic() < until, lines
+        await deferToThread(time.sleep, 0.02)
+    return lines
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +268,7 @@ async def test_waiting_requests_are_drained_by_model(daemon: Daemon):
         return int(httpx.get(daemon.target_url + "/api/ps").headers["X-Embedded-Loads"])
 
     async def six(client: AsyncClient) -> list[Any]:
-        story = await client.generate(MODEL, "Tell a story.", options={"num_predict": 80}, stream=True)
+        story = await client.generate(MODEL, "Tell a story.", options=STORY, stream=True)
         await anext(story)
 
         async def rest() -> Any:
@@ -266,12 +277,13 @@ async def test_waiting_requests_are_drained_by_model(daemon: Daemon):
         asks = [client.generate(name, "hi", options={**FEW, "num_predict": 2}) for name in (OTHER, MODEL) * 3]
         return await asyncio.gather(rest(), *asks)
 
+    turns = len(daemon.turns())
     await sync(daemon.url, lambda client: client.generate(MODEL, "x", options={"num_predict": 1}))
-    before, turns = await deferToThread(loads), len(daemon.turns())
+    before = await deferToThread(loads)
     answers = await asynchronous(daemon.url, six)
     assert [answer.done for answer in answers] == [True] * 7
     assert await deferToThread(loads) == before + 1  # the first model was resident
-    lines = daemon.turns()[turns:]
+    lines = (await turns_from(daemon, turns, 8))[1:]
     assert len(lines) == 7
     assert all("status=200" in line and line.endswith(": ok") for line in lines)
     order = [f"model={MODEL!r} " in line for line in lines]
@@ -288,7 +300,7 @@ async def test_waiting_requests_are_drained_by_context_length(daemon: Daemon):
         return await client.generate(name, "hi", options={**FEW, "num_predict": 2, **options})
 
     async def nine(client: AsyncClient) -> list[Any]:
-        story = await client.generate(OTHER, "Tell a story.", options={"num_predict": 80}, stream=True)
+        story = await client.generate(OTHER, "Tell a story.", options=STORY, stream=True)
         await anext(story)
 
         async def rest() -> Any:
@@ -312,21 +324,23 @@ async def test_a_batch_keeps_the_load_of_its_job_that_was_cancelled(daemon: Daem
     def loads() -> int:
         return int(httpx.get(daemon.target_url + "/api/ps").headers["X-Embedded-Loads"])
 
-    def job(url: str) -> Any:
-        return httpx.get(daemon.url + url).json()
-
-    def poll(url: str, true: Callable[[Any], object]) -> Any:
+    def poll(client: httpx.Client, url: str, true: Callable[[Any], object]) -> Any:
         until = time.monotonic() + ANSWER_SECONDS
-        while not true(shown := job(url)):
+        while not true(shown := client.get(url).json()):
             assert time.monotonic() < until, shown
         return shown
 
     def batch() -> tuple[Any, Any]:
         asked = {"model": OTHER, "prompt": "hi", "options": {"num_predict": 2, "num_ctx": 512}}
-        urls = [httpx.post(daemon.url + "/jobs", json=asked).headers["Location"] for _ in range(2)]
-        poll(urls[0], lambda shown: (shown["progress"] or {}).get("phase") == "loading")
-        httpx.post(daemon.url + urls[0] + "/cancel")
-        ended = [poll(url, lambda shown: shown["status"] in ("cancelled", "succeeded")) for url in urls]
+        # One connection for all: a load takes no longer than some connections of httpx's.
+        with httpx.Client(base_url=daemon.url, timeout=ANSWER_SECONDS) as client:
+            client.get("/healthz")
+            urls = [client.post("/jobs", json=asked).headers["Location"] for _ in range(2)]
+            poll(client, urls[0], lambda shown: (shown["progress"] or {}).get("phase") == "loading")
+            client.post(f"{urls[0]}/cancel")
+            ended = [
+                poll(client, url, lambda shown: shown["status"] in ("cancelled", "succeeded")) for url in urls
+            ]
         return ended[0], ended[1]
 
     await sync(daemon.url, lambda client: client.generate(MODEL, "x", options={"num_predict": 1}))

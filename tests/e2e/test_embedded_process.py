@@ -22,7 +22,7 @@ from foreman.embedded.child import EmbeddedTarget, bind_embedded
 LONG_STORY: dict[str, Any] = {
     "model": "smollm2",
     "messages": [{"role": "user", "content": "Tell a long story about the sea."}],
-    "options": {"num_predict": 1500, "seed": 1},
+    "options": {"num_predict": 1500, "temperature": 0},  # a sampled one may be a short one
 }
 ONE_TOKEN: dict[str, Any] = {
     "model": "smollm2",
@@ -100,8 +100,10 @@ async def test_stop_ends_the_child_in_the_middle_of_a_generation(target: Embedde
     url, pid = target.url, target.pid
     story = await deferToThread(begin_story, url)
     began = time.monotonic()
+    target._stop_seconds = 30
     await target.stopService()
-    assert time.monotonic() - began < 2.5  # SIGTERM was enough: SIGKILL comes after 3 s
+    # SIGTERM was enough: the story takes longer, and SIGKILL comes after 30 s.
+    assert time.monotonic() - began < 8
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert not await deferToThread(serves, url)
@@ -125,7 +127,7 @@ async def test_a_client_that_leaves_stops_the_generation(base_url: str):
         return time.monotonic() - began
 
     # The story would take 1500 tokens, 10 s and more; the answer takes 0.03 s on an idle machine.
-    assert await deferToThread(run) < 2
+    assert await deferToThread(run) < 5
 
 
 async def test_a_client_that_leaves_while_it_waits_is_not_served(base_url: str):
@@ -168,9 +170,9 @@ def test_the_child_dies_with_a_parent_that_was_killed(parent: tuple[Any, str, in
     story = begin_story(url) if busy else None
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while serves(url):
-        assert time.monotonic() < deadline, "the child outlived its parent by 5 s"
+        assert time.monotonic() < deadline, "the child outlived its parent by 20 s"
     if story is not None:
         with pytest.raises((http.client.HTTPException, ConnectionError)):
             story[1].read()

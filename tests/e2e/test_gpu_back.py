@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from twisted.internet.threads import deferToThread
 
 from foreman.service import build_service
 
 MODEL, OTHER = "smollm2", "smollm2-4k"
-LIMIT_SECONDS = 50
+LIMIT_SECONDS = 120
 
 
 def ask(url: str, body: object = None, method: str | None = None) -> Any:
@@ -59,6 +60,7 @@ async def foreman(target: str, folder: Path) -> AsyncIterator[str]:
         await service.stopService()
 
 
+@pytest.mark.timeout(3 * LIMIT_SECONDS)
 async def test_pause_with_unload_and_resume(base_url: str, tmp_path: Path):
     """/api/ps is empty, and stays so over a restart; then every job of the batch succeeds."""
 

@@ -25,7 +25,8 @@ def test_a_durable_job_is_put_back_by_a_stop(tmp_path: Path) -> None:
             until(lambda: target.runs == 1, "the job runs")
             began = time.monotonic()
             assert life.stop() == -signal.SIGTERM
-            assert GRACE_SECONDS - 0.1 < time.monotonic() - began < GRACE_SECONDS + 1.5
+            # The job's first token comes after 10 s.
+            assert GRACE_SECONDS - 0.1 < time.monotonic() - began < GRACE_SECONDS + 4
         finally:
             life.kill()
         books = Books.read(tmp_path, tmp_path / "copy")

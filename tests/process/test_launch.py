@@ -58,7 +58,7 @@ def test_starts_answers_and_stops(variant: str, number: signal.Signals, tmp_path
 )
 def test_a_stream_gets_the_grace(variant: str, again: tuple[int, ...], tmp_path: Path) -> None:
     """
-    What runs goes on for the grace and is cut with last words; the end comes within a second more.
+    What runs goes on for the grace and is cut with last words; the end comes soon after.
 
     More signals meanwhile change nothing.
     """
@@ -86,8 +86,9 @@ def test_a_stream_gets_the_grace(variant: str, again: tuple[int, ...], tmp_path:
         )
         assert text.count("Traceback") == remarks <= len(again), text
         assert target.left.wait(PATIENCE_SECONDS)
-    assert streamed_seconds > GRACE_SECONDS - 0.1
-    assert stopped_seconds < GRACE_SECONDS + 1
+    assert GRACE_SECONDS - 0.1 < streamed_seconds < GRACE_SECONDS + 2
+    # foreman itself needs a second at most; what the interpreter's end takes is up to the machine.
+    assert stopped_seconds < GRACE_SECONDS + 4
     # The stream went on during the grace, and did not end as a whole one does.
     assert rest.count(LINE) > 10
     assert not rest.endswith(b"0\r\n\r\n")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from load import Books, Callers, Life, Target, free_port, wait_until_all_ended, wrong_jobs
+from processes import until
 
 SOURCE = Path(__file__).with_name("synced.c")
 CUTS = 3
@@ -81,6 +82,7 @@ def test_every_acknowledged_job_is_there_after_a_power_cut(preloaded: Path, tmp_
             try:
                 with Callers(port, 0.02) as callers:
                     time.sleep(LIFE_SECONDS)
+                    until(lambda callers=callers: len(callers.acknowledged) > 10, "jobs are acknowledged")
                     # Not at a quiet moment: the callers go on until they find nobody.
                     life.kill()
             finally:

@@ -31,6 +31,8 @@ PROGRAM = "program:foreman"
 PATIENCE_SECONDS = 30
 DROPS = 40
 DROP_SECONDS = 0.05
+# Most of it are seconds that supervisord waits; the starts in between take long on a machine that is busy.
+pytestmark = pytest.mark.timeout(180)
 _LISTENS = re.compile(r"foreman \S+ listens on 127\.0\.0\.1:(\d+), target ")
 
 
@@ -221,12 +223,19 @@ class Supervisor:
         return ports(self.log)[-1]
 
 
-@pytest_twisted.async_yield_fixture
-async def target() -> AsyncIterator[str]:
-    """The address of a target that drips its answers, and is rid of its connections in the end."""
+@pytest.fixture
+def fake() -> FakeOllama:
+    """A target that drips its answers."""
     from twisted.internet import reactor
 
-    fake = FakeOllama(reactor, tokens=[" drop"] * DROPS, token_interval=DROP_SECONDS)
+    return FakeOllama(reactor, tokens=[" drop"] * DROPS, token_interval=DROP_SECONDS)
+
+
+@pytest_twisted.async_yield_fixture
+async def target(fake: FakeOllama) -> AsyncIterator[str]:
+    """Its address; it is rid of its connections in the end."""
+    from twisted.internet import reactor
+
     factory: Any = WrappingFactory(fake.site())
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
     yield f"http://127.0.0.1:{port.getHost().port}"
@@ -235,12 +244,13 @@ async def target() -> AsyncIterator[str]:
         await deferLater(reactor, 0.01)
 
 
-async def test_is_back_after_kill(target: str, tmp_path: Path) -> None:
+async def test_is_back_after_kill(fake: FakeOllama, target: str, tmp_path: Path) -> None:
     """
     After `kill -9` in the middle of a stream the next foreman serves, and ends with its supervisord. It does
     the durable jobs: the one that waited, and the one that ran, which is counted as interrupted.
     """
     supervisor = Supervisor(tmp_path, environment(tmp_path, target))
+    fake.token_interval = 60  # the stream is in its middle for as long as it takes
 
     def scenario() -> None:
         with supervisor.running():
@@ -253,6 +263,7 @@ async def test_is_back_after_kill(target: str, tmp_path: Path) -> None:
             waited = submit(port, b'{"model":"alpha","prompt":"Rain?"}')
             until(lambda: show(port, ran)["status"] == "running", "the embedding runs")
             assert show(port, waited)["status"] == "queued"
+            fake.token_interval = DROP_SECONDS
             os.kill(killed, signal.SIGKILL)
             assert b'"done":true' not in read_all(client)
             port = supervisor.wait_for_start(2)
@@ -308,7 +319,9 @@ def test_a_refused_start_is_tried_again_and_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         settings = environment(tmp_path, "http://127.0.0.1:1") | {"FOREMAN_ADDR": address}
-        with Supervisor(tmp_path, settings, {"startretries": "1"}).running() as supervisor:
+        # A refusal ends long before `startsecs`; on a machine that is busy, only before this.
+        overrides = {"startretries": "1", "startsecs": "25"}
+        with Supervisor(tmp_path, settings, overrides).running() as supervisor:
             until(lambda: "FATAL state" in supervisor.events(), "it gives up")
             sentence = f"foreman: FOREMAN_ADDR is '{address}': another program listens there already.\n"
             assert supervisor.log.read_text() == sentence * 2

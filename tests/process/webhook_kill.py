@@ -58,6 +58,7 @@ class _Server(ThreadingHTTPServer):
         self.order: dict[str, list[int]] = defaultdict(list)  # sequences as they first came, by job
         self.requests = 0
         self.accepted: set[str] = set()  # events that were answered 200
+        self.rejected: dict[str, int] = defaultdict(int)  # how often an event was answered 500
         self.duplicates = 0  # requests for one of these
         self.wrong: list[str] = []
         self._lock = threading.Lock()
@@ -79,9 +80,12 @@ class _Server(ThreadingHTTPServer):
             elif known != body:
                 self.wrong.append(f"{event['id']} came with other bytes")
             self.duplicates += event["id"] in self.accepted
-            accept = self.chance.random() >= 0.1
+            # Six times in a row would be the end of its retries, and no fault of foreman's.
+            accept = self.chance.random() >= 0.1 or self.rejected[event["id"]] >= 3
             if accept:
                 self.accepted.add(event["id"])
+            else:
+                self.rejected[event["id"]] += 1
             return accept
 
     def handle_error(self, request: object, client_address: object) -> None:
