@@ -127,7 +127,7 @@ async def _measure(reactor: Any, paths: Sequence[str], folder: str, costs: list[
         lines = {registry.key(Wanted(name)): LineKey(name, "", True) for name in MODELS}
         bench = _Bench(store, own, other, turn, lines)
         limits = RunLimits(600.0, 600.0, 0.0)
-        worker = Worker(reactor, store, turn, bench, nothing, nothing, lambda _: True, limits, folder)  # type: ignore[arg-type]
+        worker = Worker(reactor, store, turn, bench, nothing, nothing, nothing, limits, folder)  # type: ignore[arg-type]
         await store.open()
         await worker.start()
         benches.append(bench)

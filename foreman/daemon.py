@@ -147,7 +147,7 @@ class Foreman(Service):
         parts.turn.close(Stopping())
         began = self._reactor.seconds()
         if parts.watch is not None:
-            await parts.watch.stop()
+            await parts.watch.stop(_CUT_SECONDS)
         working = Deferred.fromCoroutine(parts.worker.stop(self._settings.stop_grace, _CUT_SECONDS))
         await parts.site.drain(self._settings.stop_grace)
         parts.native.cut_loads()
@@ -171,5 +171,7 @@ class Foreman(Service):
         parts.connections.close()
         if self._embedded is not None:
             await self._embedded.stopService()
-        await parts.store.close()
+        # All that is left of the stop's time but its end: another program may have the database locked.
+        left = self._settings.stop_grace + 1 - _CUT_SECONDS - (self._reactor.seconds() - began)
+        await parts.store.close(max(left, 0.0))
         self._lock.release()

@@ -33,11 +33,7 @@ class Hours:
         if not self.ranges:
             return True
         shown = time.localtime(moment)
-        minute = shown.tm_hour * 60 + shown.tm_min
-        return any(
-            begin <= minute < end if begin < end else minute >= begin or minute < end
-            for begin, end in self.ranges
-        )
+        return self._include_minute(shown.tm_hour * 60 + shown.tm_min)
 
     def next_change(self, moment: float) -> float | None:
         """The next moment at which `include` says otherwise; None when it never does.
@@ -64,6 +60,32 @@ class Hours:
                 spans.append((begin, end))
             begin = end
         return spans
+
+    def reached(self, since: float, seconds: float) -> float:
+        """The moment within the ranges at which they have lasted for so many seconds, from a moment on.
+
+        Days that are filled are passed over at once: a walk through a thousand nights takes a second. Each
+        is taken to have 24 hours, so that one on which clocks are set may be an hour wrong.
+        """
+        if not self.ranges:
+            return since + seconds
+        daily = 60 * sum(map(self._include_minute, range(DAY_MINUTES)))
+        moment, left = since + seconds // daily * DAY_MINUTES * 60, seconds % daily
+        while True:
+            change = self.next_change(moment)
+            if self.include(moment):
+                if change is None or moment + left < change:
+                    return moment + left
+                left -= change - moment
+            assert change is not None  # a range begins within three days
+            moment = change
+
+    def _include_minute(self, minute: int) -> bool:
+        """Whether this minute of the day is within a range; there is one."""
+        return any(
+            begin <= minute < end if begin < end else minute >= begin or minute < end
+            for begin, end in self.ranges
+        )
 
 
 def parse_hours(text: str) -> Hours:

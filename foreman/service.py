@@ -42,7 +42,6 @@ from foreman.target.embedder import Embedder
 from foreman.target.endpoint import target_endpoint
 from foreman.target.generation import Generator
 from foreman.target.inventory import Inventory
-from foreman.target.names import is_cloud
 from foreman.target.preload import Preloader
 from foreman.target.reachability import Reachability
 from foreman.target.relay import Relay
@@ -181,10 +180,10 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools, trust: Trust
     )
 
     def found() -> None:
+        # First: a target that was away has other models loaded, if any, or is another one.
+        inventory.refresh()
         turn.unblock()
         worker.look()
-        # A target that was away has other models loaded, if any, or is another one.
-        inventory.refresh()
 
     reachability = Reachability(reactor, url, client.version, s.target_wait, turn.block, found)
     connections = Connections(target_endpoint(reactor, url, s.connect_timeout))
@@ -193,7 +192,13 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools, trust: Trust
         reactor, connections, reachability, url, s.ollama_token, not s.token, run_limits, s.relay_buffer
     )
     preloader = Preloader(reactor, client, inventory, turn, s.first_byte_timeout)
-    native = Native(reactor, relay, turn, preloader, inventory, s.queue_headers_after)
+
+    def unloaded(weights: frozenset[str]) -> None:
+        inventory.unloaded(weights)
+        keys.unloaded(weights)
+
+    residents = Residents(reactor, inventory, lambda: turn.holders, unloaded)
+    native = Native(reactor, relay, turn, preloader, inventory, s.queue_headers_after, residents.told)
     embedder = (
         Embedder(reactor, client, inventory, lambda: turn.free, lambda: turn.swapped_at, s.embed_model)
         if s.embed_model
@@ -219,11 +224,11 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools, trust: Trust
         generator,
         preloader,
         reachability,
-        lambda name: not inventory.known or is_cloud(name) or inventory.model(name) is not None,
+        inventory,
         run_limits,
         folder,
     )
-    unloader = Unloader(reactor, client, _UNLOAD_SECONDS)
+    unloader = Unloader(reactor, client, inventory, _UNLOAD_SECONDS, residents.told)
     pauses = Pauses(reactor, store, turn, worker, unloader, embedder)
 
     def hours_changed(within: bool) -> None:
@@ -236,9 +241,9 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools, trust: Trust
     )
 
     guard, sender, dispatcher = _wire_webhooks(reactor, s, url, store, trust)
-    history = History(reactor, lambda: worker.count > 0)
+    history = History(reactor, lambda: worker.count > 0 and worker.rests_until is None)
     keeper = HistoryKeeper(reactor, store, history)
-    swaps, residents = Swaps(reactor), Residents(reactor, inventory, lambda: turn.holders)
+    swaps = Swaps(reactor)
     records = Records(history, swaps, residents)
 
     def swapped() -> None:
@@ -277,6 +282,8 @@ def _wire(reactor: Any, settings: Settings, url: str, pools: Pools, trust: Trust
         time.time,
         lambda: _hold(pauses, timetable),
         lambda: worker.rests_until,
+        timetable.reached,
+        worker.bypassing_lines,
     )
     jobs = Jobs(
         store, store.outbox, Views(urls), guard.check, inventory, time.time, worker.progress, outlooks
@@ -312,9 +319,13 @@ def _wire_webhooks(
 
 def _hold(pauses: Pauses, timetable: Timetable) -> Hold | None:
     pause = pauses.standing.get(Lane.DURABLE)
-    if pause is not None:
-        return Hold("lane_paused", pause.until)
-    return None if timetable.opens_at is None else Hold("durable_hours", timetable.opens_at)
+    if pause is None:
+        return None if timetable.opens_at is None else Hold("durable_hours", timetable.opens_at)
+    if pause.until is None:
+        return Hold("lane_paused", None)
+    # A pause may end beyond the hours.
+    until = timetable.reached(pause.until, 0.0)
+    return Hold("lane_paused", until, pause.until if until > pause.until else None)
 
 
 def _unreachable(url: str, reachability: Reachability, inventory: Inventory) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.internet.defer import Deferred, gatherResults
 from ulid import ULID
 
@@ -252,7 +252,7 @@ class StoreContract:
         """Only the running run of this life may finish a job: epoch and run fence it."""
         job = await life.submit()
         lost = await life.claim(job.job_id)
-        await life.store.requeue(lost.fence, life.now)
+        await life.store.finish(Finish(lost.fence, Transition.PUT_BACK))
         again = await life.claim(job.job_id)
         assert again.job.attempt == lost.job.attempt  # the same attempt, and yet another run
         late = await life.store.finish(Finish(lost.fence, Transition.SUCCEEDED))
@@ -290,7 +290,9 @@ class StoreContract:
         for _ in range(5):
             claimed = await life.claim(job.job_id)
             assert claimed.job.attempt == 1
-            back = await life.store.requeue(claimed.fence, life.now + 3)
+            back = await life.store.finish(
+                Finish(claimed.fence, Transition.PUT_BACK, not_before=life.now + 3)
+            )
             assert (back.job.attempt, back.job.interruptions, back.job.started_at) == (0, 0, None)
             life.now += 3
             await life.store.due(life.now)
@@ -302,7 +304,7 @@ class StoreContract:
         """An interrupted job keeps its place, and is counted apart."""
         first, _ = await life.submit(), await life.submit()
         claimed = await life.claim(first.job_id)
-        after = (await life.store.interrupt(claimed.fence)).job
+        after = (await life.store.finish(Finish(claimed.fence, Transition.INTERRUPTED))).job
         assert (after.status, after.attempt, after.interruptions) == (Status.QUEUED, 0, 1)
         assert await life.heads() == {"m": (2, first.job_id, first.job_id)}
 
@@ -447,7 +449,7 @@ class StoreContract:
         lost = await life.claim(job.job_id)
         assert await life.store.put_artifact_piece(lost.fence, "content.txt", 0, b"lost")
         assert await life.store.piece(job.job_id, "content.txt", 0) is None
-        await life.store.requeue(lost.fence, life.now)
+        await life.store.finish(Finish(lost.fence, Transition.PUT_BACK))
         claimed = await life.claim(job.job_id)
         artifact, (piece,) = whole("content.txt", b"kept")
         assert await life.store.put_artifact_piece(claimed.fence, "content.txt", 0, piece)
@@ -479,7 +481,7 @@ class StoreContract:
         assert await life.store.due(life.now + 9) == life.now + 10
         life.now += 10
         assert (await life.store.claim(claimed_late.job_id)).claimed is None
-        await life.store.interrupt(lost.fence)
+        await life.store.finish(Finish(lost.fence, Transition.INTERRUPTED))
         assert await life.store.due(life.now) is None
         for job in (late, claimed_late, scheduled):
             after = await life.store.get(job.job_id)
@@ -535,7 +537,7 @@ class StoreContract:
         assert life.views[first.line].head.job_id == first.job_id
         await life.store.cancel(first.job_id)
         assert life.views[first.line].oldest.job_id == second.job_id
-        await life.store.interrupt(claimed.fence)
+        await life.store.finish(Finish(claimed.fence, Transition.INTERRUPTED))
         assert life.views[first.line].head.job_id == urgent.job_id
         await life.store.cancel(other.job_id)
         assert life.views[other.line] == LineView(other.line, 0, None, None)
@@ -727,3 +729,44 @@ class StoreContract:
         await life.store.drop_pauses(["a", "b", "c"])
         life.now -= 10
         assert list(await life.store.pauses()) == []
+
+    async def test_pauses_that_are_over(self, life: Life) -> None:
+        """By their time, by a resume, or by another one of their lane: with their true ends, for a week."""
+        began = life.now
+        await life.store.put_pauses([Pause("a", began, began + 10, True), Pause("b", began, None, False)])
+        assert list(await life.store.ended_pauses()) == []
+        life.now += 10
+        over = Pause("a", began, began + 10, True)
+        assert list(await life.store.ended_pauses()) == [over]
+        life.now += 5
+        await life.store.drop_pauses(["a", "b"])
+        resumed = Pause("b", began, began + 15, False)
+        assert sorted(await life.store.ended_pauses(), key=lambda pause: pause.lane) == [over, resumed]
+        # Nobody resumed it, and its lane is paused anew as if it had never been.
+        third, fourth = Pause("b", began + 15, None, False), Pause("b", began + 20, None, False)
+        await life.store.put_pauses([third])
+        life.now += 5
+        await life.store.put_pauses([fourth])
+        assert list(await life.store.pauses()) == [fourth]
+        await life.crash()
+        assert list(await life.store.pauses()) == [fourth]
+        found = list(await life.store.ended_pauses())
+        assert sorted(found, key=lambda pause: (pause.lane, pause.since)) == [
+            over,
+            resumed,
+            evolve(third, until=began + 20),
+        ]
+        assert [pause.since for pause in found] == sorted(pause.since for pause in found)
+        life.now += 7 * 24 * 3600.0
+        assert list(await life.store.ended_pauses()) == []
+        await life.store.put_pauses([Pause("a", life.now, None, False)])
+        assert list(await life.store.pauses()) == [Pause("a", life.now, None, False), fourth]
+
+    async def test_the_latest_pauses_that_are_over(self, life: Life) -> None:
+        """As many as a waiting clock remembers."""
+        began = life.now
+        await life.store.put_pauses([Pause("a", began + number, None, False) for number in range(1010)])
+        life.now += 1010
+        await life.store.drop_pauses(["a"])
+        found = list(await life.store.ended_pauses())
+        assert (len(found), found[0].since, found[-1].until) == (1000, began + 10, began + 1010)

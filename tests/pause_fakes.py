@@ -12,9 +12,12 @@ from foreman.worker.pauses import Pauses
 
 @define
 class FakeTurn:
-    """`paused` has what the callers of a lane are told, and since when; `idle` is fired by the test."""
+    """`paused` has what the callers of a lane are told, and since when, `past` the pauses of earlier lives;
+    `idle` is fired by the test.
+    """
 
     paused: dict[Lane, tuple[Refusal, float | None]] = field(factory=dict)
+    past: list[tuple[Lane, float, float]] = field(factory=list)
     idle: "list[Deferred[None]]" = field(factory=list)
 
     def pause(self, lane: Lane, refusal: Refusal, since: float | None = None) -> None:
@@ -22,6 +25,9 @@ class FakeTurn:
 
     def resume(self, lane: Lane) -> None:
         self.paused.pop(lane, None)
+
+    def was_paused(self, lane: Lane, begin: float, end: float) -> None:
+        self.past.append((lane, begin, end))
 
     def when_idle(self) -> "Deferred[None]":
         self.idle.append(Deferred())

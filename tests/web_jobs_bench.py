@@ -136,6 +136,8 @@ class Bench:
                 self.clock.seconds,
                 lambda: None,
                 lambda: None,
+                lambda since, seconds: since + seconds,
+                list,
             ),
             self.new_id,
         )

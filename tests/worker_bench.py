@@ -32,6 +32,29 @@ URL = "http://target:11434"
 NOW = 1_800_000_000.0
 
 
+class Models:
+    """The list of the target's models: all but those `missing`. It is not `known` before it was read once,
+    and does not show yet that those of `unseen` are missing.
+    """
+
+    def __init__(self) -> None:
+        self.known = True
+        self.missing: set[str] = set()
+        self.unseen: set[str] = set()
+        self.looks = 0
+        self.reads: Deferred[None] | None = None  # fires when the list that is asked for has come
+
+    def model(self, name: str, /) -> str | None:
+        return name if self.known and (name not in self.missing or name in self.unseen) else None
+
+    async def fresh_look(self, name: str, /) -> str | None:
+        self.looks += 1
+        if self.reads is not None:
+            await self.reads
+        self.unseen.clear()
+        return self.model(name)
+
+
 class Bench:
     """`refused`: what the next connections fail with. `commit_seconds` is what each transaction takes."""
 
@@ -52,7 +75,8 @@ class Bench:
         self.turn.on_choice = self.preloader.look
         self.reachability = Reachability(self.clock, URL, client.version, 10.0, self.turn.block, self._found)
         self.generator = Generator(self, URL, "", self.clock)
-        self.missing: set[str] = set()
+        self.models = Models()
+        self.missing = self.models.missing
         self.folder = folder
         self.worker = self.make_worker()
         self.wait(self.worker.start)
@@ -68,7 +92,7 @@ class Bench:
             self.generator,
             self.preloader,
             self.reachability,
-            lambda model: model not in self.missing,
+            self.models,
             self.limits,
             self.folder,
         )

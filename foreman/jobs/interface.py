@@ -95,14 +95,6 @@ class JobStore(Protocol):
         """
         ...
 
-    async def requeue(self, fence: Fence, not_before: float) -> Finished:
-        """Put a job back that the target did not begin, until this moment. The attempt does not count."""
-        ...
-
-    async def interrupt(self, fence: Fence) -> Finished:
-        """Put a run's job back because foreman stops. Counted as an interruption, not as an attempt."""
-        ...
-
     async def cancel(self, job_id: str) -> Job | Tombstone | None:
         """
         Cancel: at once if it waits; if it runs, ask for it; if it has ended, leave it as it is.
@@ -182,6 +174,10 @@ class JobStore(Protocol):
 
     async def pauses(self) -> Sequence[Pause]:
         """The pauses that are not over."""
+        ...
+
+    async def ended_pauses(self) -> Sequence[Pause]:
+        """Pauses that were over within the last week, the oldest first; `until` is when that was."""
         ...
 
     async def prune(self, now: float, retention: Retention) -> int:

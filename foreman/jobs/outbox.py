@@ -256,13 +256,14 @@ def _prune_some(until: float, transaction: Transaction) -> int:
     """Remove some deliveries, and what they kept of jobs that are no longer there."""
     started, count = monotonic(), 0
     for row in rows(transaction.connection, "deliveries_old", {"until": until, "limit": _BATCH}):
-        if monotonic() - started > STEP_SECONDS:
-            break
         values = dict(row)
         changed(transaction.connection, "delivery_drop", values)
         if row["job_id"] is not None:
             changed(transaction.connection, "event_drop_orphan", values)
         count += 1
+        # After a removal: see STEP_SECONDS.
+        if monotonic() - started >= STEP_SECONDS:
+            break
     return count
 
 

@@ -6,6 +6,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from foreman.errors import ForemanError
+
 T = TypeVar("T")
 _log = Logger()
 
@@ -31,7 +33,11 @@ def shield(work: "Deferred[T]") -> "Deferred[T]":
         if not cancelled:
             outer.callback(result) if not isinstance(result, Failure) else outer.errback(result)
             return
-        if isinstance(result, Failure):
+        if isinstance(result, Failure) and isinstance(result.value, ForemanError):
+            # No mistake: the disk is full, say, and each caller who left would leave a traceback here.
+            why = str(result.value)
+            _log.warn("what nobody waited for any more was not done: {why}", why=why)
+        elif isinstance(result, Failure):
             _log.failure("what nobody waited for any more failed", result)
         outer.unpause()
 

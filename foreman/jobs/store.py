@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 import re
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
@@ -17,7 +18,7 @@ from foreman.jobs.changes import Callbacks, Changes, expire_some, next_due, rele
 from foreman.jobs.database import Pools, explained
 from foreman.jobs.delivery import Compose
 from foreman.jobs.estimates import put_estimates, read_estimates
-from foreman.jobs.lines import ahead, views
+from foreman.jobs.lines import ahead, recount, views
 from foreman.jobs.model import (
     Artifact,
     Estimate,
@@ -34,11 +35,10 @@ from foreman.jobs.model import (
     Status,
     Submission,
     Tombstone,
-    Transition,
     Turnover,
 )
 from foreman.jobs.outbox import SqliteOutbox
-from foreman.jobs.pauses import drop_pauses, put_pauses, read_pauses
+from foreman.jobs.pauses import drop_pauses, put_pauses, read_ended_pauses, read_pauses
 from foreman.jobs.queries import rows
 from foreman.jobs.records import read_events, read_record, read_records, read_tombstone
 from foreman.jobs.shield import shield
@@ -80,28 +80,28 @@ class SqliteStore:
     _writer: Writer = field(init=False)
     _opened: Changes | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
+    _heads: dict[LineKey, str] = field(factory=dict, init=False)  # as they were told
 
     def __attrs_post_init__(self) -> None:
         self.outbox = SqliteOutbox(self._write, self._read, self._compose, self._owner_url)
-        self._writer = Writer(
-            self._pools.writer, self._path, lambda view: self.on_line_change(view), self.outbox.emit
-        )
+        self._writer = Writer(self._pools.writer, self._path, self._line_changed, self.outbox.emit)
 
     async def open(self) -> None:
         """Begin a new life of the database. What ran in an earlier one is an orphan: see `recover`."""
-        values = {"now": self._wall_clock()}
-        epoch = await self._write(
-            lambda transaction: int(rows(transaction.connection, "open_epoch", values)[0][0])
-        )
+        epoch = await self._write(partial(_begin_life, self._wall_clock()))
         callbacks = Callbacks(
             lambda job_id: self.on_cancel_requested(job_id), lambda moment: self.on_due(moment)
         )
         self._opened = Changes(epoch, self._max_interruptions, self._queue_limit, callbacks)
 
-    async def close(self) -> None:
-        """Wait for what is under way, and close the database. Afterwards everything is refused."""
+    async def close(self, limit: float = math.inf) -> None:
+        """
+        Wait for what is under way, and close the database. Afterwards everything is refused.
+
+        What is not written within `limit` seconds fails. It may take longer only by what the disk does.
+        """
         self._closed = True
-        await self._writer.write(lambda transaction: None)
+        await self._writer.close(limit)
         self._pools.close()
 
     @property
@@ -157,16 +157,11 @@ class SqliteStore:
         return await self._read(lambda connection: ahead(connection, job_id, siblings))
 
     async def claim(self, job_id: str, finish: Finish | None = None) -> Turnover:
-        return await self._write(partial(self._changes.claim, job_id, finish, self._wall_clock()))
+        offered = [line for line, head in self._heads.items() if head == job_id]
+        return await self._write(partial(self._changes.claim, job_id, finish, offered, self._wall_clock()))
 
     async def finish(self, finish: Finish) -> Finished:
         return await self._write(partial(self._changes.finish, finish, self._wall_clock()))
-
-    async def requeue(self, fence: Fence, not_before: float) -> Finished:
-        return await self.finish(Finish(fence, Transition.PUT_BACK, not_before=not_before))
-
-    async def interrupt(self, fence: Fence) -> Finished:
-        return await self.finish(Finish(fence, Transition.INTERRUPTED))
 
     async def cancel(self, job_id: str) -> Job | Tombstone | None:
         return await self._write(partial(self._changes.cancel, job_id, self._wall_clock()))
@@ -185,7 +180,9 @@ class SqliteStore:
 
     async def lines(self) -> Sequence[LineView]:
         # In the writer: a reader could miss a change whose callback has run already.
-        return await self._write(lambda transaction: views(transaction.connection))
+        found = await self._write(lambda transaction: views(transaction.connection))
+        self._heads = {view.line: view.head.job_id for view in found if view.head is not None}
+        return found
 
     async def due(self, now: float) -> float | None:
         while await self._write(partial(expire_some, now, _DUE_BATCH)) == _DUE_BATCH:
@@ -230,10 +227,13 @@ class SqliteStore:
         await self._write(partial(put_pauses, pauses))
 
     async def drop_pauses(self, lanes: Collection[str]) -> None:
-        await self._write(partial(drop_pauses, lanes))
+        await self._write(partial(drop_pauses, lanes, self._wall_clock()))
 
     async def pauses(self) -> Sequence[Pause]:
         return await self._read(partial(read_pauses, self._wall_clock()))
+
+    async def ended_pauses(self) -> Sequence[Pause]:
+        return await self._read(partial(read_ended_pauses, self._wall_clock()))
 
     async def prune(self, now: float, retention: Retention) -> int:
         removed = 0
@@ -253,6 +253,13 @@ class SqliteStore:
             raise RuntimeError("the store is not open")
         return self._opened
 
+    def _line_changed(self, view: LineView) -> None:
+        if view.head is None:
+            self._heads.pop(view.line, None)
+        else:
+            self._heads[view.line] = view.head.job_id
+        self.on_line_change(view)
+
     def _write(self, func: Callable[[Transaction], T]) -> "Deferred[T]":
         self._check()
         return self._writer.write(func)
@@ -267,6 +274,12 @@ class SqliteStore:
     def _check(self) -> None:
         if self._closed:
             raise DatabaseUnavailable(self._path, "foreman is stopping")
+
+
+def _begin_life(now: float, transaction: Transaction) -> int:
+    """The number of a new life. Its counters are right, whatever was done by hand meanwhile."""
+    recount(transaction.connection)
+    return int(rows(transaction.connection, "open_epoch", {"now": now})[0][0])
 
 
 def _snapshot(connection: Any, func: Callable[[sqlite3.Connection], T]) -> T:

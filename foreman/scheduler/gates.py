@@ -18,13 +18,16 @@ class Gates:
     """Three gates, one behind the other: the target can be reached, the lane is not paused, and for durable
     jobs it is within their hours. Setting one as it is already changes nothing.
 
-    `paused` has what the callers of each paused lane are told: they are not to wait for it.
+    `paused` has what the callers of each paused lane are told: they are not to wait for it. `source_ready`:
+    the jobs of the durable source may be granted. It is no gate of their lane, whose waiting clock goes on:
+    native requests that were lowered into it do not need what the source is waiting for.
     """
 
     _clock: IReactorTime
     clocks: dict[Lane, WaitingClock] = field(init=False)
     unreachable: ForemanError | None = field(default=None, init=False)
     paused: dict[Lane, Refusal] = field(factory=dict, init=False)
+    source_ready: bool = field(default=True, init=False)
     _within_hours: bool = field(default=True, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -36,8 +39,8 @@ class Gates:
 
     @property
     def all_open(self) -> bool:
-        """Neither lane is held back."""
-        return self._within_hours and not self.paused
+        """Neither lane is held back, nor the durable source."""
+        return self._within_hours and not self.paused and self.source_ready
 
     def now(self) -> dict[Lane, float]:
         """This moment, on the waiting clock of each lane."""
@@ -67,6 +70,10 @@ class Gates:
         """The lane is paused no more."""
         self.paused.pop(lane, None)
         self._set_clocks()
+
+    def was_paused(self, lane: Lane, begin: float, end: float) -> None:
+        """In an earlier life this lane was paused for this span."""
+        self.clocks[lane].lost(begin, end)
 
     def was_beyond_hours(self, begin: float, end: float) -> None:
         """In an earlier life it was beyond the hours of durable jobs in this span."""

@@ -32,6 +32,7 @@ class Grant:
     answered_at: float | None = field(default=None, init=False)  # the clock's seconds at the first byte
     loaded: bool = field(default=False, init=False)  # by a request of foreman's own, ahead of the job's
     aborted: bool = field(default=False, init=False)
+    drops: bool = field(default=False, init=False)  # what it sent has `keep_alive` 0: its model goes after it
 
     @property
     def answered(self) -> bool:

@@ -152,6 +152,14 @@ class KeyRegistry:
         if swap or runner is None or key not in _served_by(runner):
             self._runners[key.weights] = key
 
+    def unloaded(self, weights: frozenset[str]) -> None:
+        """The target has unloaded these, or will have before it hears of the next job. The inventory has
+        forgotten them, too; what a swap before this evicted is as unknown as it was.
+        """
+        if self._ran is not None and self._ran.weights == weights:
+            self._ran = None
+        self._runners.pop(weights, None)
+
     def inventory_read(self, asked_at: float | None) -> None:
         """The inventory read an answer of /api/ps that was asked for at `asked_at`: the clock's seconds.
 

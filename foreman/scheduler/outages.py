@@ -1,6 +1,6 @@
-"""The clock of the waiting times: it stands still while the target is unreachable."""
+"""The clock of the waiting times: it stands still while the target is unreachable, or the lane held back."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 from attrs import define, field
 from twisted.internet.interfaces import IReactorTime
@@ -40,10 +40,22 @@ class WaitingClock:
         return moment - (self._lost[over - 1] if over else self._forgotten)
 
     def lost(self, begin: float, end: float) -> None:
-        """Nothing could run in this span, which is over, and later than those that were told before."""
-        self._begins.append(begin)
-        self._ends.append(end)
-        self._lost.append((self._lost[-1] if self._lost else self._forgotten) + end - begin)
+        """Nothing could run in this span, which is over.
+
+        Spans may be told in any order, and may share time, which is lost once: those of an earlier life are
+        the pauses that somebody kept and the hours of the clock on the wall.
+        """
+        if self._stopped_at is not None and end >= self._stopped_at:
+            self.stop(begin)
+            return
+        first, after = bisect_left(self._ends, begin), bisect_right(self._begins, end)
+        if first < after:
+            begin, end = min(begin, self._begins[first]), max(end, self._ends[after - 1])
+        self._begins[first:after], self._ends[first:after] = [begin], [end]
+        del self._lost[first:]
+        for number in range(first, len(self._ends)):
+            before = self._lost[-1] if self._lost else self._forgotten
+            self._lost.append(before + self._ends[number] - self._begins[number])
         if len(self._ends) > _REMEMBERED:
             self._forgotten = self._lost[0]
             del self._begins[0], self._ends[0], self._lost[0]
@@ -52,9 +64,13 @@ class WaitingClock:
         """Nothing may run from now on, or has been able to since an earlier moment."""
         if self._stopped_at is None:
             self._stopped_at = self._clock.seconds()
-        if since is not None:
-            # What is over is over: a moment within an earlier outage would count that twice.
-            self._stopped_at = min(self._stopped_at, max([since, *self._ends[-1:]]))
+        if since is None or since >= self._stopped_at:
+            return
+        # The spans that it shares time with are part of it. They may be many nights: cut off at the end of
+        # the last one, a pause of three days counted as 27 hours of waiting after a restart.
+        first = bisect_left(self._ends, since)
+        self._stopped_at = min([since, *self._begins[first : first + 1]])
+        del self._begins[first:], self._ends[first:], self._lost[first:]
 
     def go_on(self) -> None:
         """The target is reachable again."""

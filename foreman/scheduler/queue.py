@@ -1,6 +1,6 @@
 """The queue: all jobs that wait for the turn, native requests in memory and the source's durable jobs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 
 from attrs import define, evolve, field, frozen
@@ -57,7 +57,7 @@ class Queue:
         if lane is Lane.INTERACTIVE:
             some = self._interactive.count > 0
         else:
-            some = self._source_offers or self._lowered.count > 0
+            some = (self._source_offers and self._gates.source_ready) or self._lowered.count > 0
         return some and self._gates.open(lane)
 
     def add(self, take: Take, order: int) -> None:
@@ -84,16 +84,16 @@ class Queue:
         del self.takes[take.job_id]
 
     def lines(self, last_visit_ended_at: Mapping[tuple[Lane, ModelKey], float]) -> list[Line]:
-        """The lines of both lanes, on their waiting clocks; also of a lane that is held back."""
-        lines: list[Line] = []
-        if not self.takes and not self._source_offers:
-            return lines
-        if self._interactive.count:
-            lines += join(Lane.INTERACTIVE, self._interactive.lines(), self._keys.key, last_visit_ended_at)
-        if self._source_offers or self._lowered.count:
-            durable = chain(self._lowered.lines(), self._durable())
-            lines += join(Lane.DURABLE, durable, self._keys.key, last_visit_ended_at)
-        return lines
+        """The lines of both lanes, on their waiting clocks; also of a lane or a source that is held back."""
+        return self._lines(last_visit_ended_at, tuple(Lane), self._source_offers)
+
+    def startable(
+        self, last_visit_ended_at: Mapping[tuple[Lane, ModelKey], float], also: Collection[Lane] = ()
+    ) -> list[Line]:
+        """The same lines without what is held back; but the lanes `also` are taken as if they were open."""
+        lanes = [lane for lane in Lane if lane in also or self._gates.open(lane)]
+        with_source = self._source_offers and (self._gates.source_ready or Lane.DURABLE in also)
+        return self._lines(last_visit_ended_at, lanes, with_source)
 
     def arrival(self, job_id: str) -> tuple[float, Wanted | None]:
         """Since when (the reactor's seconds) the head or the oldest job of a line waits, and for what."""
@@ -132,6 +132,22 @@ class Queue:
             )
             for line in self.lines(last_visit_ended_at)
         ]
+
+    def _lines(
+        self,
+        last_visit_ended_at: Mapping[tuple[Lane, ModelKey], float],
+        lanes: Collection[Lane],
+        with_source: bool,
+    ) -> list[Line]:
+        lines: list[Line] = []
+        if not self.takes and not with_source:
+            return lines
+        if Lane.INTERACTIVE in lanes and self._interactive.count:
+            lines += join(Lane.INTERACTIVE, self._interactive.lines(), self._keys.key, last_visit_ended_at)
+        if Lane.DURABLE in lanes and (with_source or self._lowered.count):
+            durable = chain(self._lowered.lines(), self._durable() if with_source else ())
+            lines += join(Lane.DURABLE, durable, self._keys.key, last_visit_ended_at)
+        return lines
 
     def _lines_of(self, take: Take) -> Lines:
         return self._interactive if take.lane is Lane.INTERACTIVE else self._lowered

@@ -100,11 +100,7 @@ class Standing:
         now = self._account()
         return Scene(
             self._gates.now(),
-            [
-                line
-                for line in self._queue.lines(self._visits.last_ended_at)
-                if line.lane in also or self._gates.open(line.lane)
-            ],
+            self._queue.startable(self._visits.last_ended_at, also),
             [
                 Running(grant.lane, grant.key, now - grant.granted_at, grant.swap)
                 for grant in self._holders.grants
@@ -119,10 +115,8 @@ class Standing:
     def others_wait(self, key: ModelKey, besides: str) -> bool:
         """A job of this key, other than `besides`, waits and may run."""
         return any(
-            line.key == key
-            and self._gates.open(line.lane)
-            and (line.count > 1 or line.head.job_id != besides)
-            for line in self._queue.lines({})
+            line.key == key and (line.count > 1 or line.head.job_id != besides)
+            for line in self._queue.startable({})
         )
 
     def open(self, lane: Lane) -> bool:

@@ -5,7 +5,7 @@ ones. So each job that ran is put into the order of arrival, and changes the num
 finds before and behind it. This is exact for jobs that all wait at once, and near enough else: jobs that
 would have come sooner, had they not waited, are taken as they came. Two models that the target showed loaded
 side by side are no swap for either. A reload of the model that ran before (its `keep_alive` was over) is one
-for both.
+for both. After a job with `keep_alive` 0 whatever comes next is one.
 
 Only the last jobs are kept in their order; one that came before all of these is taken as the first of them.
 """
@@ -68,6 +68,14 @@ class _Bucket:
     in_order: int = 0  # what it would have been in the order of arrival
 
 
+@frozen
+class _Start:
+    """A job in the order of arrival. `drops`: its model was unloaded after it."""
+
+    key: ModelKey
+    drops: bool
+
+
 @define(eq=False)
 class Swaps:
     """Counts from its making on.
@@ -81,9 +89,10 @@ class Swaps:
     _buckets: "deque[_Bucket]" = field(factory=deque, init=False)
     # In the order of arrival, with a number that decides between those of one instant; and who ran last.
     _places: list[tuple[float, int]] = field(factory=list, init=False)
-    _keys: list[ModelKey] = field(factory=list, init=False)
+    _starts: list[_Start] = field(factory=list, init=False)
     _count: int = field(default=0, init=False)
     _ran: ModelKey | None = field(default=None, init=False)
+    _dropped: bool = field(default=False, init=False)  # it did not keep its model
     _together: set[frozenset[frozenset[str]]] = field(factory=set, init=False)
 
     def swapped(self, grant: Grant, seconds: float | None) -> None:
@@ -101,10 +110,10 @@ class Swaps:
         if grant.key == UNKNOWN or not grant.answered:
             return
         bucket = self._bucket()
-        if grant.swap and (self._ran is None or self._ran == grant.key):
+        if grant.swap and (self._ran is None or (self._ran == grant.key and not self._dropped)):
             bucket.in_order += 1
-        bucket.in_order += self._put(grant.granted_at - grant.queued_seconds, grant.key)
-        self._ran = grant.key
+        bucket.in_order += self._put(grant.granted_at - grant.queued_seconds, _Start(grant.key, grant.drops))
+        self._ran, self._dropped = grant.key, grant.drops
 
     def seen_together(self, weights: Collection[frozenset[str]]) -> None:
         """The target has all of these loaded."""
@@ -132,21 +141,26 @@ class Swaps:
             in_order += bucket.in_order
         return Count(done, max(0, in_order - done))
 
-    def _put(self, arrived_at: float, key: ModelKey) -> int:
+    def _put(self, arrived_at: float, start: _Start) -> int:
         """How many more loads the order of arrival has with this job in it."""
         self._count += 1
         place = (arrived_at, self._count)
         at = bisect_left(self._places, place)
-        before = self._keys[at - 1] if at else None
-        behind = self._keys[at] if at < len(self._keys) else None
+        before = self._starts[at - 1] if at else None
+        behind = self._starts[at] if at < len(self._starts) else None
         self._places.insert(at, place)
-        self._keys.insert(at, key)
+        self._starts.insert(at, start)
         if len(self._places) > _MOST_STARTS:
-            del self._places[0], self._keys[0]
-        return self._is_swap(before, key) + self._is_swap(key, behind) - self._is_swap(before, behind)
+            del self._places[0], self._starts[0]
+        return self._loads(before, start) + self._loads(start, behind) - self._loads(before, behind)
 
-    def _is_swap(self, one: ModelKey | None, other: ModelKey | None) -> bool:
-        if one is None or other is None or one == other:
+    def _loads(self, one: _Start | None, other: _Start | None) -> bool:
+        if one is None or other is None:
+            return False
+        return one.drops or self._is_swap(one.key, other.key)
+
+    def _is_swap(self, one: ModelKey, other: ModelKey) -> bool:
+        if one == other:
             return False
         return frozenset((one.weights, other.weights)) not in self._together
 

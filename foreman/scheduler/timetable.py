@@ -44,6 +44,10 @@ class Timetable:
         """The moment at which the hours begin; None within them."""
         return None if self._within else self._change_at
 
+    def reached(self, since: float, seconds: float) -> float:
+        """The moment within the hours at which they have lasted for so many seconds, from a moment on."""
+        return self._hours.reached(since, seconds)
+
     def _look(self) -> None:
         now = self._clock.seconds()
         self._within = self._hours.include(now)

@@ -149,8 +149,12 @@ class Turn(Standing):
         self._gates.resume(lane)
         self._grant_next()
 
+    def was_paused(self, lane: Lane, begin: float, end: float) -> None:
+        """Before the start this lane was paused for this span: that is no waiting either."""
+        self._gates.was_paused(lane, begin, end)
+
     def was_beyond_hours(self, begin: float, end: float) -> None:
-        """Before the start the durable lane was shut for this span: that is no waiting either."""
+        """Before the start the durable lane was shut for this span: likewise."""
         self._gates.was_beyond_hours(begin, end)
 
     def set_durable_hours(self, within: bool) -> None:
@@ -160,6 +164,14 @@ class Turn(Standing):
         """
         self._account()
         self._gates.set_durable_hours(within)
+        self._grant_next()
+
+    def set_source_ready(self, ready: bool) -> None:
+        """Whether jobs of the source may be granted. Until they may they wait, seen and counted, and their
+        time counts; native requests of their lane pass.
+        """
+        self._account()
+        self._gates.source_ready = ready
         self._grant_next()
 
     def when_idle(self) -> "Deferred[None]":
@@ -257,7 +269,7 @@ class Turn(Standing):
         lines = waiting = self._queue.lines(self._visits.last_ended_at)
         self._visits.look(waiting, () if held is None else self._holders.places)
         if waiting and not self._gates.all_open:
-            lines = [line for line in waiting if self._gates.open(line.lane)]
+            lines = self._queue.startable(self._visits.last_ended_at)
         if not lines:
             return None
         residents, now, owed = self._keys.resident(), self._gates.now(), self._ledger.owed_durable()

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from attrs import Factory, define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -15,6 +15,8 @@ from foreman.target.names import canonical
 
 Answer = TypeVar("Answer")
 
+# An Ollama that has answered shows an unloaded model for 20 ms more (measured).
+_UNLOADED_SECONDS = 0.5
 _NO_FACTS = ShowFacts(frozenset())
 
 
@@ -47,10 +49,13 @@ class Inventory:
 
     A part that cannot be read keeps its last good answer. After every poll each callback of ``on_read``
     is called with the moment (the clock's seconds) at which ``/api/ps`` was asked, or with ``None`` when
-    this poll got no answer to it.
+    this poll got no answer to it that holds still.
+
+    An entry of ``/api/ps`` counts until it is gone, whatever its ``expires_at``: that is by the target's
+    clock, which may differ, and while a request runs on the model it is what it was before that request.
 
     :ivar interval: seconds between two polls.
-    :ivar loaded: what ``/api/ps`` showed last.
+    :ivar loaded: what ``/api/ps`` showed last, without what was unloaded since.
     :ivar version: the target's version; ``None`` until it was read.
     :ivar reachable: whether the last poll got any answer, were it a bad one; false before the first.
     """
@@ -77,6 +82,8 @@ class Inventory:
         init=False, default=Factory(lambda self: _Coalesced(self._read_tags), takes_self=True)
     )
     _loop: LoopingCall | None = field(default=None, init=False)
+    _unloadings: int = field(default=0, init=False)
+    _look_again: IDelayedCall | None = field(default=None, init=False)
     _log = Logger()
 
     @property
@@ -117,6 +124,8 @@ class Inventory:
         if self._loop is not None and self._loop.running:
             self._loop.stop()
         self._loop = None
+        if self._look_again is not None and self._look_again.active():
+            self._look_again.cancel()
         self._polls.stop()
         self._looks.stop()
 
@@ -127,6 +136,19 @@ class Inventory:
         before the change that they want to see.
         """
         return self._polls.run()
+
+    def unloaded(self, weights: frozenset[str]) -> None:
+        """The target unloads these now: they are in its memory no more, and the next poll comes in a moment.
+
+        What a poll under way says of the target's memory may be of before, and is passed over.
+        """
+        self._unloadings += 1
+        shown = ((entry, self.model_by_digest(entry.digest)) for entry in self.loaded)
+        self.loaded = [entry for entry, model in shown if model is None or model.weights != weights]
+        if self._look_again is not None and self._look_again.active():
+            self._look_again.reset(_UNLOADED_SECONDS)
+        elif not self._polls.stopped:
+            self._look_again = self.clock.callLater(_UNLOADED_SECONDS, self.refresh)
 
     async def fresh_look(self, name: str) -> Model | None:
         """Look a name up in a list of models that is asked for now; never raises.
@@ -151,12 +173,14 @@ class Inventory:
         if await self._read_tags():
             await self._read_shows()
         ps_asked_at: float | None = self.clock.seconds()
+        unloadings = self._unloadings
         loaded = await self._ask("/api/ps", self.client.ps)
-        if loaded is None:
+        self.version = await self._ask("/api/version", self.client.version) or self.version
+        # Taken over in the instant in which the readers hear of it: in between there may be an unloading.
+        if loaded is None or unloadings != self._unloadings:
             ps_asked_at = None
         else:
             self.loaded = loaded
-        self.version = await self._ask("/api/version", self.client.version) or self.version
         self.reachable = self._answers > answers_before
         for callback in list(self.on_read):
             try:

@@ -21,6 +21,7 @@ _RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 # The standard library's scanner holds the reactor for about 10 ms a MiB; what msgspec refuses is rarely big.
 _TOLERANT_LIMIT_BYTES = 8 << 20
 _WANTED = frozenset({"model", "stream", "keep_alive", "prompt", "messages", "options", "shift"})
+_NANOSECOND = 1e-9
 # Go leaves a string as it was when null follows; a list or a pointer becomes empty.
 _STRINGS = frozenset({"model", "prompt"})
 _MULTIPART_MODEL = re.compile(
@@ -39,6 +40,7 @@ class Peek:
     `readable` is False when nobody could tell. `model` is None when it names none. `streams` is whether
     the answer comes in pieces. `loads`: there is nothing to generate, so the target only loads the model.
     `unloads`: the target answers at once, and applies it after what runs.
+    `drops`: the target unloads the model as soon as nothing runs on it (`keep_alive` is 0).
     `options` is the canonical text of the runner options, "" when it says nothing about them.
     """
 
@@ -48,6 +50,7 @@ class Peek:
     unloads: bool = False
     options: str = ""
     loads: bool = False
+    drops: bool = False
 
 
 UNREADABLE = Peek(readable=False)
@@ -74,7 +77,9 @@ def look(body: Any, route: Route, content_type: bytes, content_encoding: bytes) 
         streams = False
     else:
         streams = stream if isinstance(stream, bool) else route.streaming is Streaming.BY_DEFAULT
-    unloads = loads and _is_zero(fields.get("keep_alive"))
+    # The OpenAI and Anthropic routes have no such field: Ollama ignores it there.
+    drops = route.prompt is not None and _is_zero(fields.get("keep_alive"))
+    unloads = loads and drops
     return Peek(
         readable=True,
         model=_printable(model) if isinstance(model, str) and model else None,
@@ -82,6 +87,7 @@ def look(body: Any, route: Route, content_type: bytes, content_encoding: bytes) 
         unloads=unloads,
         options=_options(fields, route),
         loads=loads and not unloads,
+        drops=drops,
     )
 
 
@@ -162,9 +168,12 @@ def _fold(key: str) -> str:
 
 
 def _is_zero(keep_alive: Any) -> bool:
+    """Go counts whole nanoseconds, and less than one is none; but a number below zero is for ever."""
     if isinstance(keep_alive, str):
         try:
-            return parse_duration(keep_alive) == 0
+            return abs(parse_duration(keep_alive)) < _NANOSECOND
         except ValueError:
             return False
-    return isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool) and keep_alive == 0
+    if isinstance(keep_alive, bool) or not isinstance(keep_alive, int | float):
+        return False
+    return 0 <= keep_alive < _NANOSECOND

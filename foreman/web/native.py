@@ -38,6 +38,7 @@ class Native:
     Answers requests for the target's paths.
 
     `headers_after` is after how many seconds in the queue a stream gets its head (0: with its first byte).
+    `unloading` hears the name of each model that a client told the target to unload.
     """
 
     _clock: IReactorTime
@@ -46,6 +47,7 @@ class Native:
     _preloader: Preloader
     _inventory: Inventory
     _headers_after: float
+    _unloading: Callable[[str], None]
     _new_id: Callable[[], str] = lambda: str(ULID())
     _stopping: bool = False
     _loading: "set[Deferred[None]]" = field(factory=set, init=False)  # those who wait for a load
@@ -92,7 +94,10 @@ class Native:
     async def _generate(self, request: Request, route: Route) -> None:
         peek = _peek(request, route)
         dialect = of_path(request.path)
-        if peek.unloads or await self._runs_elsewhere(peek, route):
+        if peek.unloads:
+            await self._unload(request, Task(dialect, streams=peek.streams), peek.model)
+            return
+        if await self._runs_elsewhere(peek, route):
             await self._relay.carry(request, Task(dialect, streams=peek.streams))
             return
         job = _Job(self._new_id(), peek.model, _address(request), self._clock.seconds())
@@ -113,6 +118,7 @@ class Native:
                         await self._load(grant, peek)
                     finally:
                         job.load_seconds = self._clock.seconds() - job.started_at
+                grant.drops = peek.drops
                 task = Task(dialect, peek.streams, grant=grant)
                 if heartbeat.begun:
                     task = evolve(task, heartbeat=heartbeat)
@@ -135,6 +141,14 @@ class Native:
         finally:
             heartbeat.stop()
             self._log_end(job)
+
+    async def _unload(self, request: Request, task: Task, model: str | None) -> None:
+        status = 200  # unless it is refused: of a client that leaves before the answer it was heard, too
+        try:
+            status = (await self._relay.carry(request, task)).status
+        finally:
+            if status == 200 and model is not None:
+                self._unloading(model)
 
     async def _load(self, grant: Grant, peek: Peek) -> None:
         """Have the model loaded. Raises Stopping when that is cut, CancelledError when the client leaves."""

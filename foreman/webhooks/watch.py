@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as WaitEnded
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -56,12 +58,13 @@ class Watch:
             lambda failure: self._log.failure("nobody watches the health any more", failure)
         )
 
-    async def stop(self) -> None:
-        """Look no more, and wait for what was begun."""
+    async def stop(self, limit: float) -> None:
+        """Look no more, and wait for what was begun, for at most `limit` seconds."""
         if self._looking is not None and self._looking.running:
             self._looking.stop()
         if self._ended is not None:
-            await self._ended
+            with suppress(WaitEnded):
+                await self._ended.addTimeout(limit, self._clock)
 
     async def _look(self) -> None:
         try:

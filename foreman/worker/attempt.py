@@ -13,7 +13,7 @@ from foreman.jobs.model import Claimed, Metrics, Transition
 from foreman.scheduler.grant import Grant
 from foreman.target import routes
 from foreman.target.generation import Generator, streamed
-from foreman.target.peek import look
+from foreman.target.peek import Peek, look
 from foreman.target.preload import Preloader
 from foreman.target.watch import RunLimits
 from foreman.worker.assemble import Assembly, Facts, StreamAssembly
@@ -132,20 +132,23 @@ class Attempt:
     async def _send(self, body: bytes, limits: RunLimits) -> None:
         """Send the request, and before it have the model loaded: what that takes is no part of the run."""
         grant = self._grant
-        if grant is not None and self._preloader.concerns(grant):
-            self._loading = True
-            try:
-                await self._load(grant)
-            finally:
-                self._loading = False
-                self._started_at = self._clock.seconds()
+        if grant is not None:
+            endpoint = self.claimed.job.endpoint.encode()
+            peek = look(self.claimed.body, routes.find(endpoint), b"", b"")
+            if self._preloader.concerns(grant):
+                self._loading = True
+                try:
+                    await self._load(grant, peek)
+                finally:
+                    self._loading = False
+                    self._started_at = self._clock.seconds()
+            grant.drops = peek.drops
         await self._generator.run(self.claimed.job.endpoint, body, self._receive, limits, grant)
 
-    async def _load(self, grant: Grant) -> None:
-        line, endpoint = self.claimed.job.line, self.claimed.job.endpoint.encode()
-        loads_itself = look(self.claimed.body, routes.find(endpoint), b"", b"").loads
+    async def _load(self, grant: Grant, peek: Peek) -> None:
+        line = self.claimed.job.line
         self._load_seconds = await self._preloader.ready(
-            grant, line.model, line.option_key, loads_itself=loads_itself
+            grant, line.model, line.option_key, loads_itself=peek.loads
         )
 
     def _receive(self, data: bytes) -> None:

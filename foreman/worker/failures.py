@@ -36,6 +36,8 @@ def judge(error: Exception, attempt: int, now: float) -> Verdict:
     all else: reset, cut, time-outs, other statuses, an error    an attempt is used up; again after a backoff
     line, a bad or incomplete answer, a fault of foreman's own
     ===========================================================  =============================================
+
+    The worker puts a job back whose 404 means that its model is missing, while it has time to wait for that.
     """
     if isinstance(error, TargetUnreachable):
         return Verdict(Transition.PUT_BACK, None)

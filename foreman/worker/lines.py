@@ -40,12 +40,16 @@ class DurableLines:
         return self._taken > 0
 
     def withhold(self, model: str) -> None:
-        """This model is not installed, and its jobs have time to wait for it."""
+        """This model is not installed: offer none of its jobs until it is, or until told to."""
         self._absent.add(model)
+
+    def offer(self, model: str) -> None:
+        """Offer the jobs of this model again, though it may not be installed."""
+        self._absent.discard(model)
 
     @property
     def count(self) -> int:
-        """How many jobs that take the turn could start now."""
+        """How many jobs that take the turn are offered."""
         return max(0, sum(view.count for view in self._offered(takes_turn=True)) - self._taken)
 
     def lines(self) -> Iterator[NamedLine]:
@@ -59,6 +63,10 @@ class DurableLines:
         """The id of the next job of those that bypass the turn."""
         heads = [_candidate(view.head) for view in self._offered(takes_turn=False) if view.head is not None]
         return min(heads, key=lambda job: job.rank).job_id if heads else None
+
+    def bypassing_lines(self) -> list[LineKey]:
+        """The lines of those that bypass the turn."""
+        return [view.line for view in self._offered(takes_turn=False)]
 
     def _offered(self, takes_turn: bool) -> Iterator[LineView]:
         if self._absent:

@@ -27,6 +27,8 @@ class Turn(Protocol):
 
     def resume(self, lane: Lane) -> None: ...
 
+    def was_paused(self, lane: Lane, begin: float, end: float) -> None: ...
+
     def when_idle(self) -> "Deferred[None]": ...
 
 
@@ -87,7 +89,15 @@ class Pauses:
         return self._standing
 
     async def start(self) -> None:
-        """Go on with the pauses of the last life that are not over. Before this nothing may be granted."""
+        """Go on with the pauses of the last life that are not over. Before this nothing may be granted.
+
+        The turn is told of those that are: the time that they took is no waiting in this life, too.
+        """
+        now = self._clock.seconds()
+        for past in await self._store.ended_pauses():
+            end = min(past.until or now, now)  # the system's clock may have been set back since
+            if past.since < end:
+                self._turn.was_paused(Lane(past.lane), past.since, end)
         for pause in await self._store.pauses():
             self._hold(pause)
         self._settle_memory(again=True)

@@ -8,17 +8,18 @@ commit. Is it an interactive one, or none, the end is written alone and nobody w
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from foreman.errors import ForemanError, TargetUnreachable
+from foreman.errors import ForemanError, TargetRefused, TargetUnreachable
 from foreman.jobs.interface import JobStore
-from foreman.jobs.model import Claimed, LineView, Metrics, Transition
+from foreman.jobs.model import Claimed, Job, LineKey, LineView, Metrics, Transition
 from foreman.scheduler.grant import DurableSource, Grant
 from foreman.scheduler.lines import NamedLine
 from foreman.scheduler.policy import Lane
 from foreman.target.generation import Generator
+from foreman.target.names import is_cloud
 from foreman.target.preload import Preloader
 from foreman.target.watch import RunLimits
 from foreman.worker.attempt import Attempt, End, Progress, assembly_of
@@ -44,6 +45,8 @@ class Turn(Protocol):
 
     def open(self, lane: Lane) -> bool: ...
 
+    def set_source_ready(self, ready: bool) -> None: ...
+
 
 class Reachability(Protocol):
     """Whether the target can be reached."""
@@ -54,6 +57,17 @@ class Reachability(Protocol):
     def lost(self, reason: str) -> None: ...
 
 
+class Inventory(Protocol):
+    """Which models the target has, as of the list that was read last; `known`: one was read."""
+
+    @property
+    def known(self) -> bool: ...
+
+    def model(self, name: str, /) -> object | None: ...
+
+    async def fresh_look(self, name: str, /) -> object | None: ...
+
+
 def _nobody(grant: Grant, tokens: int) -> None:
     """Nobody asked to be told."""
 
@@ -62,9 +76,8 @@ def _nobody(grant: Grant, tokens: int) -> None:
 class Worker:
     """The source of durable jobs for the turn.
 
-    `limits` are those of a run; `folder` is where large outputs are kept while they come; `installed` says
-    whether a model is there, as far as anybody knows. `on_tokens` is told how many output tokens a job
-    brought that still holds the turn.
+    `limits` are those of a run; `folder` is where large outputs are kept while they come. `on_tokens` is told
+    how many output tokens a job brought that still holds the turn.
     """
 
     _clock: IReactorTime
@@ -73,7 +86,7 @@ class Worker:
     _generator: Generator
     _preloader: Preloader
     _reachability: Reachability
-    _installed: Callable[[str], bool]
+    _inventory: Inventory
     _limits: RunLimits
     _folder: str
     on_tokens: Callable[[Grant, int], None] = _nobody
@@ -87,6 +100,7 @@ class Worker:
     _recalled: set[str] = field(factory=set, init=False)  # likewise: those that are to wait again
     _claiming: set[str] = field(factory=set, init=False)
     _works: Works = field(init=False)
+    _withheld: dict[str, IDelayedCall] = field(factory=dict, init=False)  # by model: the end of that
     _pause: IDelayedCall | None = field(default=None, init=False)
     _pauses: int = field(default=0, init=False)  # in a row
     _stopping: bool = field(default=False, init=False)
@@ -94,7 +108,7 @@ class Worker:
 
     def __attrs_post_init__(self) -> None:
         self._finisher = Finisher(self._store, self._clock)
-        self._lines = DurableLines(self._installed)
+        self._lines = DurableLines(self._has)
         self._works = Works(self._clock, self._log)
 
     async def start(self) -> None:
@@ -115,8 +129,9 @@ class Worker:
         `cut_limit` is how many seconds the database has to take the last ends.
         """
         self._stopping = True
-        if self._pause is not None and self._pause.active():
-            self._pause.cancel()
+        for call in (self._pause, *self._withheld.values()):
+            if call is not None and call.active():
+                call.cancel()
         self._finisher.stop()
         if await self._works.wait_until_idle(grace):
             return
@@ -151,6 +166,10 @@ class Worker:
         """The clock's seconds until which nothing is begun: the target or the database was not ready."""
         return None if self._pause is None else self._pause.getTime()
 
+    def bypassing_lines(self) -> list[LineKey]:
+        """The lines of jobs that bypass the turn, those left out that wait for their models."""
+        return self._lines.bypassing_lines()
+
     def progress(self, job_id: str) -> Progress | None:
         """How far a running job is; None when it does not run."""
         attempt = self._running.get(job_id)
@@ -160,8 +179,8 @@ class Worker:
 
     @property
     def count(self) -> int:
-        """How many jobs that take the turn could start now."""
-        return 0 if self._closed else self._lines.count
+        """How many jobs that take the turn are offered. While the worker rests they are not granted."""
+        return 0 if self._stopping else self._lines.count
 
     @property
     def claiming(self) -> bool:
@@ -170,7 +189,7 @@ class Worker:
 
     def lines(self) -> Iterator[NamedLine]:
         """Their lines."""
-        return iter(()) if self._closed else self._lines.lines()
+        return iter(()) if self._stopping else self._lines.lines()
 
     def granted(self, grant: Grant) -> None:
         """One of them got the turn. An end that is held goes into the transaction of its claim."""
@@ -234,8 +253,8 @@ class Worker:
         recalled = job.job_id in self._recalled
         self._cancelled.discard(job.job_id)
         self._recalled.discard(job.job_id)
-        if not self._installed(job.model) and self._may_wait(claimed) and not cancelled:
-            self._lines.withhold(job.model)
+        if not cancelled and self._may_wait(job) and self._inventory.known and not self._has(job.model):
+            self._withhold(job)
             return End(claimed, Verdict(Transition.PUT_BACK, None), Metrics(), (), lambda: None)
         assembly = assembly_of(claimed, self._folder)
         attempt = Attempt(
@@ -251,13 +270,53 @@ class Worker:
             raise
         finally:
             del self._running[job.job_id]
+        if self._may_wait(job) and await self._met_no_model(attempt, end):
+            self._withhold(job)
+            end = evolve(end, verdict=Verdict(Transition.PUT_BACK, None), drafts=())
         self._take_note(attempt, end)
         return end
 
-    def _may_wait(self, claimed: Claimed) -> bool:
+    def _may_wait(self, job: Job) -> bool:
         """The job has time to wait for its model to be pulled."""
-        deadline = claimed.job.start_deadline
-        return deadline is not None and deadline > self._clock.seconds()
+        return job.start_deadline is not None and job.start_deadline > self._clock.seconds()
+
+    async def _met_no_model(self, attempt: Attempt, end: End) -> bool:
+        """The target refused the job because it does not have the model.
+
+        The list of models may not have been read yet, or be as old as a poll interval: then it is read anew.
+        """
+        error, model = attempt.error, attempt.claimed.job.model
+        if end.verdict.transition is not Transition.FAILED:
+            return False
+        if not isinstance(error, TargetRefused) or error.target_status != 404:
+            return False
+        if self._has(model):
+            await self._inventory.fresh_look(model)
+        return not self._has(model)
+
+    def _has(self, model: str) -> bool:
+        return is_cloud(model) or self._inventory.model(model) is not None
+
+    def _withhold(self, job: Job) -> None:
+        """Offer no job of this model until it is there, or until this job has no time left to wait for it.
+
+        Then each is judged by itself. The others may have no time to wait, and this one does not expire if it
+        was started before: for ever queued is what both would be.
+        """
+        model, deadline = job.model, job.start_deadline or 0.0
+        self._lines.withhold(model)
+        end = self._withheld.get(model)
+        if self._stopping or (end is not None and end.getTime() <= deadline):
+            return
+        if end is not None:
+            end.cancel()
+        left = max(0.0, deadline - self._clock.seconds())
+        self._withheld[model] = self._clock.callLater(left, self._judge_again, model)
+
+    def _judge_again(self, model: str) -> None:
+        del self._withheld[model]
+        self._lines.offer(model)
+        self.look()
 
     def _take_note(self, attempt: Attempt, end: End) -> None:
         """What this end says about the target, before the next job is chosen."""
@@ -302,23 +361,24 @@ class Worker:
             self._bypassing.discard(job_id)
             self._next_bypassing()
 
-    # When nothing is offered.
+    # When nothing is begun.
 
     @property
     def _closed(self) -> bool:
         return self._stopping or self._pause is not None
 
     def _pause_a_little(self) -> None:
-        """Offer nothing for 1 s, then 2 s and so on up to 30 s, until a run begins well."""
+        """Begin nothing for 1 s, then 2 s and so on up to 30 s, until a run begins well."""
         if self._closed:
             return
         seconds = min(PAUSE_FIRST_SECONDS * 2.0 ** min(self._pauses, 10), PAUSE_LONGEST_SECONDS)
         self._pauses += 1
         self._pause = self._clock.callLater(seconds, self._go_on)
-        self._turn.durable_changed()
+        self._turn.set_source_ready(False)
 
     def _go_on(self) -> None:
         self._pause = None
+        self._turn.set_source_ready(True)
         self.look()
 
     def _line_changed(self, view: LineView) -> None:

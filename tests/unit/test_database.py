@@ -10,8 +10,8 @@ import pytest
 
 from foreman.errors import DatabaseRefused
 from foreman.jobs import database
-from foreman.jobs.database import APPLICATION_ID, open_pools, prepare
-from foreman.jobs.model import Job, Status
+from foreman.jobs.database import APPLICATION_ID, BUSY_LOOK_MS, BUSY_LOOKS, open_pools, prepare
+from foreman.jobs.model import Job, Pause, Status
 from foreman.jobs.queries import load_queries, load_upgrades
 from foreman.jobs.store import SqliteStore
 from foreman.testing.store import compose_plainly
@@ -110,6 +110,22 @@ async def test_version_1_becomes_version_2(path: str) -> None:
     assert len(await store.events(waits)) == 2
     await store.close()
     assert ask(f"{path}-backup-v1", "SELECT count(*) FROM job") == [(2,)]
+
+
+async def test_version_3_becomes_version_4(path: str) -> None:
+    """A pause that stands still stands."""
+    from twisted.internet import reactor
+
+    prepare(path, load_upgrades()[:3])
+    do(path, "INSERT INTO pause (lane, since, until, unload) VALUES ('durable', 1, NULL, 1)")
+    prepare(path)
+    store = SqliteStore(path, open_pools(path, reactor), lambda: 9.0, compose_plainly)
+    await store.open()
+    assert await store.pauses() == [Pause("durable", 1.0, None, True)]
+    await store.drop_pauses(["durable"])
+    assert await store.pauses() == []
+    assert await store.ended_pauses() == [Pause("durable", 1.0, 9.0, True)]
+    await store.close()
 
 
 @pytest.mark.parametrize("log", ["wal", "delete"])
@@ -236,9 +252,10 @@ async def test_every_connection_is_as_durable_as_it_must_be(path: str) -> None:
         "journal_mode": "wal",
         "synchronous": 2,
         "foreign_keys": 1,
-        "busy_timeout": 5000,
+        "busy_timeout": BUSY_LOOK_MS,  # the writer itself looks as often as makes 5 s
         "query_only": 0,
     }
+    assert BUSY_LOOK_MS * BUSY_LOOKS == 5000
     assert (reading["query_only"], reading["busy_timeout"]) == (1, 5000)
 
 

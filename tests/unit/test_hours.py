@@ -149,6 +149,44 @@ def test_edges_within_the_hour_that_is_set() -> None:
         ]
 
 
+def test_when_they_have_lasted_so_long() -> None:
+    """What is beyond them is passed over, and their end itself is beyond them."""
+    with zone("Europe/Berlin") as berlin:
+        noon, begin = at(berlin, "2026-11-24T12:00"), at(berlin, "2026-11-24T22:00")
+        end = begin + 9 * 3600
+        assert NIGHT.reached(noon, 0.0) == begin
+        assert NIGHT.reached(begin + 60, 0.0) == begin + 60
+        assert NIGHT.reached(end, 0.0) == begin + 24 * 3600
+        assert NIGHT.reached(noon, 3600.0) == begin + 3600
+        assert NIGHT.reached(begin, 9 * 3600 - 1.0) == end - 1
+        assert NIGHT.reached(begin, 9 * 3600.0) == begin + 24 * 3600
+        assert NIGHT.reached(end - 153, 788.0) == begin + 24 * 3600 + 635
+        assert NIGHT.reached(noon, 100 * 9 * 3600 + 60.0) == begin + 100 * 24 * 3600 + 60
+        summer = at(berlin, "2026-07-24T12:00")  # one of the hundred nights has 10 hours
+        found = NIGHT.reached(summer, 99 * 9 * 3600 + 7200.0)
+        assert found == pytest.approx(at(berlin, "2026-10-31T23:00"), abs=3600)
+    assert parse_hours("").reached(1000.0, 500.0) == 1500.0
+    assert parse_hours("00:00-24:00").reached(1000.0, 1e9) == 1e9 + 1000.0
+
+
+def test_far_away_costs_no_more() -> None:
+    """A walk through a thousand nights would take a second."""
+    with zone("Europe/Berlin") as berlin:
+        hours, looks = parse_hours("02:15-02:45"), 0
+        since = at(berlin, "2026-03-28T12:00")  # the next range is left out
+
+        def counted(self: Hours, moment: float) -> bool:
+            nonlocal looks
+            looks += 1
+            return include(self, moment)
+
+        include = Hours.include
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Hours, "include", counted)
+            assert include(hours, hours.reached(since, 1000 * 1800.0))
+        assert 0 < looks < 3 * DAY_MINUTES
+
+
 minutes = st.integers(0, DAY_MINUTES - 1)
 ranges = st.lists(
     st.tuples(minutes, st.integers(1, DAY_MINUTES - 1)).map(lambda r: (r[0], (r[0] + r[1]) % DAY_MINUTES)),
@@ -187,3 +225,19 @@ def test_holds_between_two_changes(name: str, found: list[tuple[int, int]], mome
         if change is not None:
             assert hours.include(change) == within(change, place) != included
             assert within(change - 0.5, place) == included
+
+
+@given(st.sampled_from(ZONES), ranges, st.floats(1.7e9, 1.8e9), st.floats(0.0, 10.0))
+def test_reached_is_the_end_of_so_much(
+    name: str, found: list[tuple[int, int]], since: float, days: float
+) -> None:
+    """Within the hours, and what lies within them up to it is as long as was asked."""
+    hours = Hours(tuple(found))
+    begin, end = found[0]
+    seconds = days * 60 * ((end - begin) % DAY_MINUTES)
+    with zone(name):
+        moment = hours.reached(since, seconds)
+        assert hours.include(moment)
+        shut = sum(end - begin for begin, end in hours.outside(since, moment))
+        # Whole days are taken as 24 hours; on one of them clocks may be set.
+        assert moment - since - shut == pytest.approx(seconds, abs=0.001 if days < 1 else 3600.0)

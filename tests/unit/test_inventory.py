@@ -305,6 +305,53 @@ async def test_ps_time_is_when_it_was_asked(bench: Bench) -> None:
     assert bench.reads == [0.0]
 
 
+async def test_what_was_unloaded_is_gone_at_once(bench: Bench) -> None:
+    """Nobody believes in it until the next answer, which is asked for a moment later: then that counts."""
+    bench.fake.slots = bench.fake.gpu.slots = 2
+    for model in bench.fake.models:
+        await bench.inventory.client.pin(model.name)
+    await bench.inventory.refresh()
+    alpha, _ = bench.fake.models
+    bench.inventory.unloaded(frozenset({alpha.weights}))
+    assert [entry.name for entry in bench.inventory.loaded] == ["beta:latest"]
+    assert bench.count("/api/ps") == 1
+    bench.pass_seconds(0.5, step=0.5)
+    assert bench.count("/api/ps") == 2
+    assert len(bench.inventory.loaded) == 2  # somebody used it meanwhile
+    assert bench.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("part", ["/api/ps", "/api/version"])
+async def test_an_answer_of_before_the_unloading_is_passed_over(bench: Bench, part: str) -> None:
+    """What the target said while the model was there is nothing that a reader may believe."""
+    await bench.inventory.client.pin("alpha")
+    await bench.inventory.refresh()
+    bench.fake.hold(part)
+    refresh = bench.inventory.refresh()
+    bench.inventory.unloaded(frozenset({bench.fake.models[0].weights}))
+    bench.release()
+    await refresh
+    assert (bench.inventory.loaded, bench.reads) == ([], [0.0, None])
+    assert bench.inventory.reachable
+    bench.pass_seconds(0.5, step=0.5)
+    assert (len(bench.inventory.loaded), bench.reads[2:]) == (1, [0.5])
+
+
+async def test_unloadings_share_a_look_and_a_stop_ends_it(bench: Bench) -> None:
+    """It comes after the last of them; after the stop there is none."""
+    await bench.inventory.refresh()
+    for _ in range(3):
+        bench.inventory.unloaded(frozenset({"alpha"}))
+        bench.pass_seconds(0.25, step=0.25)
+    assert bench.count("/api/ps") == 1
+    bench.pass_seconds(0.25, step=0.25)
+    assert bench.count("/api/ps") == 2
+    bench.inventory.unloaded(frozenset({"alpha"}))
+    await bench.inventory.stop()
+    bench.inventory.unloaded(frozenset({"alpha"}))
+    assert bench.clock.getDelayedCalls() == []
+
+
 async def test_a_fresh_look_finds_a_new_model(bench: Bench) -> None:
     """An unknown name is looked up in a list that is asked for now, with its weights; ps is not asked."""
     await bench.inventory.refresh()

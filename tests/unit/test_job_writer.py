@@ -220,10 +220,9 @@ def test_cancelling_waits_for_the_end_and_undoes_nothing(pool: HeldPool, writer:
     assert rows(pool) == [0, 1]
 
 
-def test_a_failure_that_nobody_waits_for_is_logged(
-    pool: HeldPool, writer: Writer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It must not be lost with its waiter."""
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is logged of the failures that nobody waits for: the name of an error, or a sentence."""
     from foreman.jobs import shield
 
     logged: list[str] = []
@@ -232,7 +231,15 @@ def test_a_failure_that_nobody_waits_for_is_logged(
         def failure(self, text: str, failure: Any) -> None:
             logged.append(failure.type.__name__)
 
+        def warn(self, text: str, why: str) -> None:
+            logged.append(text.format(why=why))
+
     monkeypatch.setattr(shield, "_log", Log())
+    return logged
+
+
+def test_a_failure_that_nobody_waits_for_is_logged(pool: HeldPool, writer: Writer, logged: list[str]) -> None:
+    """It must not be lost with its waiter."""
     writer.write(put(0)).addErrback(lambda _: None)
     pool.work()
     doomed = writer.write(put(0))
@@ -241,3 +248,37 @@ def test_a_failure_that_nobody_waits_for_is_logged(
     pool.work()
     assert isinstance(found[0], CancelledError)
     assert logged == ["IntegrityError"]
+
+
+def test_a_refusal_that_nobody_waits_for_is_one_line(
+    pool: HeldPool, writer: Writer, logged: list[str]
+) -> None:
+    """A full disk is no mistake of foreman's, and a thousand callers may leave while it is full."""
+    pool.connection.execute("PRAGMA query_only = ON").fetchall()
+    doomed = writer.write(put(0))
+    found = outcomes(doomed)
+    doomed.cancel()
+    pool.work()
+    assert isinstance(found[0], CancelledError)
+    (line,) = logged
+    assert line.startswith("what nobody waited for any more was not done: the database of FOREMAN_DB_PATH")
+
+
+def test_a_batch_that_is_not_over_in_time_is_undone(
+    pool: HeldPool, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of a close holds between the writes of a transaction as well, and for those behind it."""
+    seconds = [0.0]
+    monkeypatch.setattr("foreman.jobs.writer.monotonic", lambda: seconds[0])
+
+    def slow(transaction: Transaction) -> None:
+        put(2)(transaction)
+        seconds[0] += 5
+
+    found = outcomes(*[writer.write(func) for func in (put(0), put(1), slow, put(3))])
+    closed = outcomes(Deferred.fromCoroutine(writer.close(4)))
+    pool.work()
+    assert (found, closed) == ([0, None, None, None], [None])
+    pool.work()
+    assert [str(error).rpartition(": ")[2] for error in found[1:]] == ["foreman is stopping"] * 3
+    assert (rows(pool), pool.calls) == ([0], [])

@@ -5,11 +5,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_hours import zone
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from ulid import ULID
 
+from foreman.hours import Hours, parse_hours
 from foreman.jobs.model import Job, LineKey, LineView, Submission
+from foreman.scheduler.forecast import Forecast, forecast
 from foreman.scheduler.grant import Grant
 from foreman.scheduler.history import History, Measure, Subject
 from foreman.scheduler.keys import KeyRegistry, Wanted
@@ -30,7 +33,8 @@ class Source:
     claiming = False
 
     def __init__(self) -> None:
-        self.view = DurableLines(lambda model: True)
+        self.absent: set[str] = set()
+        self.view = DurableLines(lambda model: model not in self.absent)
         self.closed = False
 
     @property
@@ -63,6 +67,7 @@ class Bench:
         self.absent: set[str] = set()
         self.hold: Hold | None = None
         self.rests_until: float | None = None
+        self.hours = Hours()
         self.outlooks = Outlooks(
             self.store,
             self.turn,
@@ -73,6 +78,8 @@ class Bench:
             self.clock.seconds,
             lambda: self.hold,
             lambda: self.rests_until,
+            lambda since, seconds: self.hours.reached(since, seconds),
+            self.source.view.bypassing_lines,
         )
         self.chats: dict[str, Deferred[None]] = {}
         self.chat("chat", "held")
@@ -257,16 +264,56 @@ def test_held_back(bench: Bench) -> None:
     }
 
 
-def test_the_target(bench: Bench) -> None:
-    """It cannot be reached, has no such model, or was not ready: there is no estimate."""
+def test_a_pause_that_ends_beyond_the_hours(bench: Bench) -> None:
+    """Nothing starts before they begin; the pause ends when it says."""
     job_id = bench.submit()
+    eta = bench.outlook(job_id).eta_seconds or 0.0
+    now = bench.clock.seconds()
+    bench.hold = Hold("lane_paused", now + 36000, now + 3600)
+    assert bench.outlook(job_id).eta_seconds == pytest.approx(eta + 36000)
+    assert bench.why(job_id) == {
+        "reason": "lane_paused",
+        "lane": "durable",
+        "until": "2027-01-15T09:00:00.001Z",
+        "text": "the durable lane is paused until 2027-01-15T09:00:00.001Z,"
+        " and the hours of durable jobs begin at 2027-01-15T18:00:00.001Z",
+    }
+
+
+def test_hours_that_end_before_its_start(bench: Bench) -> None:
+    """The time until they begin again is added, and the sentence says so."""
+    jobs = [bench.submit() for _ in range(20)]
+    etas = [bench.outlook(job_id).eta_seconds or 0.0 for job_id in jobs]
+    texts = [bench.why(job_id)["text"] for job_id in jobs]
+    with zone("UTC"):  # it is 08:00 there
+        bench.hours = parse_hours("22:00-08:03")
+        closed = 14 * 3600 - 180
+        for job_id, eta, text in zip(jobs, etas, texts, strict=True):
+            outlook, why = bench.outlook(job_id), bench.why(job_id)
+            if eta < 180 - 0.1:
+                assert (outlook.eta_seconds, why["text"]) == (eta, text)
+            else:
+                assert outlook.eta_seconds == pytest.approx(eta + closed)
+                assert why["text"] == f"{text}; the hours of durable jobs end before its start"
+        assert etas[0] < 180 < etas[-1]
+        # They have not begun, and one night is not enough.
+        bench.hours = parse_hours("09:00-09:01")
+        bench.hold = Hold("durable_hours", NOW + 3600)
+        nights, rest = divmod(etas[-1], 60)
+        eta = bench.outlook(jobs[-1]).eta_seconds
+        assert eta == pytest.approx(3600 + nights * 24 * 3600 + rest, abs=0.2)
+        assert bench.why(jobs[-1])["reason"] == "durable_hours"
+
+
+def test_the_target(bench: Bench) -> None:
+    """It was not ready: the rest is added. It cannot be reached, or has no such model: nobody knows."""
+    job_id = bench.submit()
+    ready = bench.outlook(job_id).eta_seconds
+    assert ready is not None
     bench.rests_until = bench.clock.seconds() + 30
-    assert bench.why(job_id)["reason"] == "backoff"
-    bench.source.closed = True
-    outlook = bench.outlook(job_id)
-    assert (outlook.queue_position, outlook.eta_seconds) == (1, None)
-    assert bench.why(job_id)["until"] == "2027-01-15T08:00:30.001Z"
-    bench.source.closed = False
+    outlook, why = bench.outlook(job_id), bench.why(job_id)
+    assert (outlook.queue_position, outlook.eta_seconds) == (1, pytest.approx(ready + 30))
+    assert (why["reason"], why["until"]) == ("backoff", "2027-01-15T08:00:30.001Z")
     bench.absent = {"m"}
     assert bench.outlook(job_id).eta_seconds is None
     assert bench.why(job_id) == {
@@ -295,3 +342,74 @@ def test_jobs_that_need_no_turn(bench: Bench) -> None:
     why = bench.why(second)
     assert (why["reason"], why["ahead"], why["overdue_in_seconds"]) == ("model_line", 1, None)
     assert why["text"] == "1 job starts before it"
+
+
+def test_lines_that_need_no_turn_are_one(bench: Bench) -> None:
+    """They start by priority and age, whatever their models are."""
+    bench.submit()
+    old = [bench.submit("e", takes_turn=False) for _ in range(3)]
+    other = bench.submit("f", takes_turn=False)
+    late = bench.submit("e", takes_turn=False)
+    high = bench.submit("g", takes_turn=False, priority=1)
+    assert bench.positions(high, *old, other, late) == [1, 2, 3, 4, 5, 6]
+    assert [bench.receipt(job_id) for job_id in (high, *old, other, late)] == [1, 2, 3, 4, 5, 6]
+    why = bench.why(other)
+    assert (why["reason"], why["model"], why["ahead"]) == ("model_line", "f", 4)
+    # One that the target does not have is passed over.
+    bench.source.absent = {"e"}
+    bench.source.view.withhold("e")
+    assert bench.positions(high, other) == [1, 2]
+
+
+def test_more_lines_than_are_played(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key for each prompt, say: the whole lines before its own are counted, and nobody knows when."""
+    monkeypatch.setattr("foreman.web.outlook.MOST_PLAYED", 2)
+    first = [bench.submit("m") for _ in range(2)]
+    second = [bench.submit("n") for _ in range(2)]
+    played = bench.outlook(second[1])
+    assert (played.queue_position, played.eta_seconds is None) == (4, False)
+    third = bench.submit("o")
+    later = bench.submit("n")
+    assert bench.positions(*first, *second, later, third) == [1, 2, 3, 4, 5, 6]
+    assert [bench.receipt(job_id) for job_id in (*first, *second, later, third)] == [1, 2, 3, 4, 5, 6]
+    outlook, why = bench.outlook(third), bench.why(third)
+    assert outlook.eta_seconds is None
+    assert (why["reason"], why["ahead"], why["swaps_ahead"]) == ("model_line", 5, 3)
+    assert bench.outlook(first[0]).eta_seconds is None
+    assert bench.why(first[0])["reason"] == "running_job"
+    # What is resident goes first, then the best head.
+    high, held = bench.submit("p", priority=1), bench.submit("held")
+    assert bench.positions(first[0], held, high) == [3, 1, 2]
+
+
+def test_many_lines_in_the_order_of_the_policy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is late goes by its moment, whatever its priority; and chats go before all of them."""
+    monkeypatch.setattr("foreman.web.outlook.MOST_PLAYED", 1)
+    late = bench.submit("m")
+    bench.clock.advance(1800)
+    less = bench.submit("n")
+    bench.clock.advance(1900)
+    high, low = bench.submit("o", priority=2), bench.submit("p")
+    assert bench.positions(late, high, less, low) == [1, 2, 3, 4]
+    bench.clock.advance(1800)
+    assert bench.positions(late, less, high, low) == [1, 2, 3, 4]
+    bench.chat("another", "q")
+    assert bench.positions(late, less, high, low) == [2, 3, 4, 5]
+
+
+def test_receipts_cost_the_same_with_many_lines(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first job of a key plays nothing forward when there are more lines than a few."""
+    played = 0
+
+    def counted(*args: Any) -> Forecast:
+        nonlocal played
+        played += 1
+        return forecast(*args)
+
+    monkeypatch.setattr("foreman.web.outlook.forecast", counted)
+    for number in range(45):
+        job_id = bench.submit(f"m{number}")
+        assert bench.receipt(job_id) == number + 1
+        assert played == min(number + 1, 40)
+    assert bench.outlook(job_id).eta_seconds
+    assert played == 41

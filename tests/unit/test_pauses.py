@@ -10,9 +10,12 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from foreman.errors import DatabaseFull
-from foreman.scheduler.policy import Lane
+from foreman.scheduler.keys import KeyRegistry
+from foreman.scheduler.policy import Lane, Limits
+from foreman.scheduler.turn import Turn
+from foreman.testing.simulation import NoInventory
 from foreman.testing.store import SlowPool, make_store
-from foreman.worker.pauses import Unloading
+from foreman.worker.pauses import Pauses, Unloading
 
 NOW = 1_800_000_000.0
 HOUR = 3600.0
@@ -120,6 +123,66 @@ async def test_over_while_foreman_was_down(bench: Bench) -> None:
     assert not hands.turn.paused
     assert not hands.embedder.paused
     assert hands.pauses.unloading is None
+
+
+async def test_the_next_life_is_told_of_past_pauses(bench: Bench) -> None:
+    """Also of one that was resumed, and of one that ended while foreman was down; not of more than a week."""
+    await bench.pause(INTERACTIVE, HOUR)
+    await bench.pause(DURABLE)
+    bench.clock.advance(60)
+    await bench.hands.pauses.resume(DURABLE)
+    bench.clock.advance(40)
+    await bench.pause(DURABLE)
+    hands = await bench.live_again()
+    assert hands.turn.past == [(Lane.DURABLE, NOW, NOW + 60)]
+    await hands.pauses.stop()
+    bench.clock.advance(HOUR)
+    hands = await bench.live_again()
+    assert set(hands.turn.past) == {(Lane.DURABLE, NOW, NOW + 60), (Lane.INTERACTIVE, NOW, NOW + HOUR)}
+    assert hands.turn.paused[Lane.DURABLE][1] == NOW + 100
+    bench.clock.advance(7 * 24 * HOUR)
+    assert (await bench.live_again()).turn.past == []
+
+
+async def test_time_paused_is_no_waiting_in_the_next_life(bench: Bench) -> None:
+    """A pause that is over, by its time or by a resume: what came before or within it waits since its end."""
+
+    def waited(turn: Turn, lane: Lane, since: float) -> float:
+        clock = turn._gates.clocks[lane]
+        return clock.now() - clock.at(since)
+
+    def live() -> tuple[Turn, Pauses]:
+        turn = Turn(bench.clock, KeyRegistry(NoInventory()), Limits(), patience=10.0, settle_limit=900.0)
+        hands = bench.hands
+        return turn, Pauses(bench.clock, bench.store, turn, hands.worker, hands.unloader, hands.embedder)
+
+    _, pauses = live()
+    bench.clock.advance(10)
+    await pauses.pause(BOTH, 2 * HOUR, unload=False, at_once=False)
+    bench.clock.advance(HOUR)
+    await pauses.resume(INTERACTIVE)
+    bench.clock.advance(2 * HOUR)
+    await pauses.stop()
+    for _ in range(2):
+        turn, pauses = live()
+        await pauses.start()
+        assert waited(turn, Lane.INTERACTIVE, NOW + HOUR) == 2 * HOUR
+        assert waited(turn, Lane.INTERACTIVE, NOW) == 2 * HOUR + 10
+        assert waited(turn, Lane.DURABLE, NOW + HOUR) == HOUR
+        assert waited(turn, Lane.DURABLE, NOW) == HOUR + 10
+        assert not turn._gates.paused
+        await pauses.stop()
+
+
+async def test_a_past_pause_ends_now_at_the_latest(bench: Bench) -> None:
+    """The system's clock was set back since somebody resumed it."""
+    await bench.pause(BOTH)
+    bench.clock.advance(100)
+    await bench.hands.pauses.resume(BOTH)
+    bench.clock.rightNow = NOW + 30
+    assert set((await bench.live_again()).turn.past) == {(lane, NOW, NOW + 30) for lane in Lane}
+    bench.clock.rightNow = NOW - 30
+    assert (await bench.live_again()).turn.past == []
 
 
 async def test_pausing_anew_replaces(bench: Bench) -> None:

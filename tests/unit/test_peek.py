@@ -59,13 +59,14 @@ def expected(fields: dict[str, Any], route: Route) -> Peek:
     loads = route.prompt is not None and not fields.get(route.prompt)
     stream, model, keep_alive = fields.get("stream"), fields.get("model"), fields.get("keep_alive")
     streams = stream if isinstance(stream, bool) else route.streaming is Streaming.BY_DEFAULT
-    zero = keep_alive in (0, "0s", "0") and not isinstance(keep_alive, bool)
+    zero = route.prompt is not None and keep_alive in (0, "0s", "0") and not isinstance(keep_alive, bool)
     return Peek(
         readable=True,
         model=model if isinstance(model, str) and model else None,
         streams=streams and not loads and route.streaming is not Streaming.NEVER,
         unloads=loads and zero,
         loads=loads and not zero,
+        drops=zero,
     )
 
 
@@ -210,6 +211,13 @@ def test_whether_it_streams(route: Route, body: bytes, streams: bool):
         (b'"0h0m"', True),
         (b'"-0s"', True),
         (b"-0", True),
+        (b"-0.0", True),
+        (b'"-0"', True),
+        (b"1e-10", True),  # Go counts whole nanoseconds
+        (b'"-0.5ns"', True),
+        (b"1e-9", False),
+        (b'"1ns"', False),
+        (b"-1e-10", False),  # a number is looked at before it is cut
         (b"-1", False),
         (b'"-1s"', False),
         (b"5", False),
@@ -231,6 +239,10 @@ def test_the_unload_form(keep_alive: bytes, unloads: bool):
     assert peek(b'{"keep_alive": %b}' % keep_alive).loads is not unloads
     assert not peek(b'{"messages": [1], "keep_alive": %b}' % keep_alive).loads
     assert not peek(b'{"keep_alive": %b}' % keep_alive, V1).loads
+    # Whatever it generates, the model goes afterwards; but only Ollama's own paths read the field.
+    assert peek(b'{"messages": [1], "keep_alive": %b}' % keep_alive).drops is unloads
+    assert peek(b'{"keep_alive": %b}' % keep_alive).drops is unloads
+    assert not peek(b'{"keep_alive": %b}' % keep_alive, V1).drops
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from contract_store import FOREVER, Life
 from twisted.internet.defer import Deferred, gatherResults
 
 import foreman.jobs
+from foreman.jobs import outbox
 from foreman.jobs import retention as steps
 from foreman.jobs.database import InlinePool, open_pools, prepare
-from foreman.jobs.model import PIECE_BYTES, Artifact, Finish, Retention, Transition
+from foreman.jobs.delivery import DeliveryState, Try
+from foreman.jobs.model import PIECE_BYTES, Artifact, Finish, Retention, Status, Transition
 from foreman.jobs.queries import QUERIES
 from foreman.jobs.store import SqliteStore
 from foreman.testing.store import compose_plainly
@@ -86,7 +88,7 @@ async def test_lost_runs_leave_nothing(life: Life) -> None:
         claimed = await life.claim(job.job_id)
         for number in range(5):
             await life.store.put_artifact_piece(claimed.fence, "a", number, b"lost")
-        await life.store.requeue(claimed.fence, life.now)
+        await life.store.finish(Finish(claimed.fence, Transition.PUT_BACK))
     claimed = await life.claim(job.job_id)
     await life.store.put_artifact_piece(claimed.fence, "a", 0, b"lost")
     await life.crash()
@@ -108,13 +110,54 @@ async def test_a_step_ends_with_its_time(life: Life, monkeypatch: pytest.MonkeyP
     for job in (await life.store.list(limit=300)).jobs:
         await life.store.cancel(job.job_id)
     ticks = iter(range(10**9))
-    # By this clock each look takes a third of a step.
-    monkeypatch.setattr(steps, "monotonic", lambda: next(ticks) * steps.STEP_SECONDS / 3)
+    # By this clock each look takes a third of a step, and a little more: rounding must not make it less.
+    monkeypatch.setattr(steps, "monotonic", lambda: next(ticks) * steps.STEP_SECONDS * 0.34)
     before = life.store.commits
     assert await life.store.prune(life.now, NOW) == 300
     commits = life.store.commits - before
     assert commits > 300 / 3 + 300 / 3
     assert await count(life, "piece") == 0
+
+
+async def test_a_step_that_is_late_before_it_begins_removes_one(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cold disk may need longer than a step to find what is old: that is not the end of the pass."""
+    for _ in range(5):
+        job = await life.submit(webhook_url="http://10.0.0.5/hook", webhook_events=("job.cancelled",))
+        await life.store.cancel(job.job_id)
+        for due in (await life.store.outbox.take("http://10.0.0.5:80", life.now, 1, ())).due:
+            tried = Try(at=life.now, address=None, status=200, error=None, duration_ms=1, response=b"")
+            await life.store.outbox.record(due.delivery, tried, DeliveryState.DELIVERED)
+        await life.submit()
+    for job in (await life.store.list(Status.QUEUED)).jobs:
+        await life.run(job.job_id)
+        await life.store.delete(job.job_id)
+    hours = iter(range(10**9))
+    monkeypatch.setattr(steps, "monotonic", lambda: float(next(hours)))
+    monkeypatch.setattr(outbox, "monotonic", lambda: float(next(hours)))
+    assert await life.store.prune(life.now, NOW) == 5
+    for table in ("job", "piece", "garbage"):
+        assert await count(life, table) == 0
+    assert await life.store.outbox.prune(life.now + 1) == 5
+    assert await count(life, "delivery") == 0
+    await life.store.prune(life.now, Retention(0, 0, 0))
+    for table in ("tombstone", "event"):
+        assert await count(life, table) == 0
+
+
+async def test_old_events_of_more_jobs_than_a_batch_holds(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full batch is not the last one, also when no tombstone is old."""
+    monkeypatch.setattr(steps, "_BATCH", 2)
+    for _ in range(7):
+        job = await life.submit()
+        await life.store.cancel(job.job_id)
+        await life.store.delete(job.job_id)
+    await life.store.prune(life.now, NOW)
+    assert await count(life, "event") == 0
+    assert await count(life, "tombstone") == 7
 
 
 async def test_a_pass_over_nothing_is_four_looks(life: Life) -> None:

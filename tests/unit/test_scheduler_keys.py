@@ -376,6 +376,37 @@ def test_invented_context_lengths_are_not_remembered_for_ever() -> None:
     assert len(keys.resident()) < 300
 
 
+def test_what_was_unloaded_is_not_resident() -> None:
+    """Neither as what ran last nor, once the inventory has forgotten it, as what was read; its next run is
+    a swap with options that nobody else has taken part in.
+    """
+    inventory = Inventory()
+    keys = KeyRegistry(inventory)
+    plain, wide = inventory.add("a", "blob"), keys.key(wanted("a", num_ctx=8192))
+    seen(keys, inventory, wide, "a", 8192)
+    keys.ran(wide, now=5.0)
+    inventory.loaded = []
+    keys.unloaded(frozenset({"blob"}))
+    assert keys.resident() == frozenset()
+    keys.ran(plain, now=6.0)
+    assert keys.resident() == {plain}
+
+
+def test_what_was_unloaded_leaves_the_others_alone() -> None:
+    """Of what a swap evicted nobody knows more than before; what ran last stays when others go."""
+    inventory = Inventory()
+    keys = KeyRegistry(inventory)
+    a, b = inventory.add("a", "blob-a"), inventory.add("b", "blob-b")
+    inventory.load("b", 4096)
+    keys.ran(a, now=1.0)
+    keys.unloaded(frozenset({"blob-b"}))
+    assert keys.resident() == {a}
+    keys.unloaded(frozenset({"blob-a"}))
+    assert keys.resident() == frozenset()  # b may have been evicted, whatever the old list says
+    keys.inventory_read(asked_at=2.0)
+    assert b in keys.resident()
+
+
 def test_an_entry_of_a_model_that_is_not_known_is_passed_over() -> None:
     """It may have been deleted while it was loaded."""
     inventory = Inventory(loaded=[Loaded("digest-gone", 4096)])

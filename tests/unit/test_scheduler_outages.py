@@ -52,6 +52,41 @@ def test_many_outages_take_no_more_memory() -> None:
     assert len(waiting._ends) <= 1000
 
 
+def test_spans_in_any_order() -> None:
+    """Those of earlier lives, each told when somebody reads of it: what two of them share is lost once."""
+    dice = random.Random(8)
+    for _ in range(200):
+        clock = Clock()
+        clock.advance(100)
+        waiting = WaitingClock(clock)
+        spans = [(begin, begin + dice.randint(1, 30)) for begin in dice.choices(range(70), k=6)]
+        stopped = dice.choice([None, dice.randint(0, 100)])
+        told = [*spans, *([] if stopped is None else [(stopped, None)])]
+        dice.shuffle(told)
+        for begin, end in told:
+            waiting.stop(begin) if end is None else waiting.lost(begin, end)
+        shut = {second for begin, end in spans for second in range(begin, end)}
+        shut |= set() if stopped is None else set(range(stopped, 100))
+        for moment in range(101):
+            assert waiting.now() - waiting.at(moment) == len(set(range(moment, 100)) - shut)
+        waiting.go_on()
+        clock.advance(7)
+        assert waiting.now() - waiting.at(50) == len(set(range(50, 100)) - shut) + 7
+
+
+def test_older_than_what_is_remembered() -> None:
+    """It is as good as told in time: what comes after it is exact."""
+    clock = Clock()
+    clock.advance(10_000)
+    waiting = WaitingClock(clock)
+    for begin in range(5000, 7000, 2):
+        waiting.lost(begin, begin + 1)
+    before = waiting.now() - waiting.at(5001)
+    waiting.lost(10, 20)
+    assert waiting.now() - waiting.at(5001) == before
+    assert len(waiting._ends) <= 1000
+
+
 def test_a_stop_that_began_earlier() -> None:
     """In an earlier life, say: what waited then has waited no longer than until that moment."""
     clock = Clock()

@@ -26,7 +26,13 @@ class Bench:
         self.resident: ModelKey | None = None
 
     def run(
-        self, key: ModelKey, waited_seconds: float = 0.0, *, reload: bool = False, model: str = "m"
+        self,
+        key: ModelKey,
+        waited_seconds: float = 0.0,
+        *,
+        reload: bool = False,
+        drops: bool = False,
+        model: str = "m",
     ) -> None:
         """A job runs for a second after a load of five, if it needs one."""
         swap = reload or key != self.resident
@@ -35,9 +41,10 @@ class Bench:
             self.clock.advance(5.0)
             self.swaps.swapped(grant, 5.0)
         grant.first_byte()
+        grant.drops = drops
         self.clock.advance(1.0)
         self.swaps.released(grant)
-        self.resident = key
+        self.resident = None if drops else key
 
 
 @pytest.fixture
@@ -90,6 +97,16 @@ def test_a_reload_of_the_same(bench: Bench) -> None:
     bench.run(A, reload=True)
     bench.run(A, reload=True)
     assert bench.swaps.count(HOUR_SECONDS) == Count(3, 0)
+
+
+@pytest.mark.parametrize(("keys", "count"), [([A, A, A], Count(3, 0)), ([A, B, A, B], Count(3, 1))])
+def test_jobs_that_have_their_model_unloaded(bench: Bench, keys: list[ModelKey], count: Count) -> None:
+    """With `keep_alive` 0 the next one loads in the order of arrival, too: once, whatever came between."""
+    began = bench.clock.seconds()
+    arrivals = [(began + 0.01 * number, key) for number, key in enumerate(keys)]
+    for arrived_at, key in sorted(arrivals, key=lambda job: job[1] == B):
+        bench.run(key, bench.clock.seconds() - arrived_at, drops=key == A)
+    assert bench.swaps.count(HOUR_SECONDS) == count
 
 
 def test_a_model_that_was_there_before(bench: Bench) -> None:
@@ -153,7 +170,7 @@ def test_memory_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module, "_MOST_STARTS", 10)
     for number in range(50):
         bench.run((A, B)[number % 2])
-    assert len(bench.swaps._places) == len(bench.swaps._keys) == 10
+    assert len(bench.swaps._places) == len(bench.swaps._starts) == 10
     first = bench.swaps._places[0]
     bench.run(A, waited_seconds=9999.0)
     assert bench.swaps._places[0] == first

@@ -9,9 +9,15 @@ from test_embedder import Bench
 from twisted.internet.defer import Deferred
 
 from foreman.errors import TargetRefused
+from foreman.target.inventory import Inventory
 from foreman.target.unloading import Unloader
 
 LIMIT = 10.0
+
+
+def unloader(bench: Bench, client: Any = None, limit: float = LIMIT) -> Unloader:
+    """With an inventory of its own: to that of the bench the embedder listens, which is not paused here."""
+    return Unloader(bench.clock, client or bench.client, Inventory(bench.clock, bench.client, 30.0), limit)
 
 
 @pytest.fixture
@@ -21,7 +27,7 @@ def bench() -> Bench:
 
 def begin(bench: Bench) -> list[bool]:
     results: list[bool] = []
-    unloading = Deferred.fromCoroutine(Unloader(bench.clock, bench.client, LIMIT).unload())
+    unloading = Deferred.fromCoroutine(unloader(bench).unload())
     unloading.addCallback(results.append)
     return results
 
@@ -122,7 +128,7 @@ async def test_one_that_is_refused_keeps_no_other(bench: Bench) -> None:
 
     client = SimpleNamespace(ps=bench.client.ps, unload=refusing)
     results: list[bool] = []
-    unloading = Deferred.fromCoroutine(Unloader(bench.clock, client, 2.0).unload())  # type: ignore[arg-type]
+    unloading = Deferred.fromCoroutine(unloader(bench, client, 2.0).unload())
     unloading.addCallback(results.append)
     pass_seconds(bench, 2.5)
     assert results == [False]
@@ -146,8 +152,39 @@ async def test_a_target_that_comes_back(bench: Bench) -> None:
 async def test_cancelled(bench: Bench) -> None:
     """It asks no more."""
     bench.refused = True
-    unloading = Deferred.fromCoroutine(Unloader(bench.clock, bench.client, LIMIT).unload())
+    unloading = Deferred.fromCoroutine(unloader(bench).unload())
     unloading.addErrback(lambda failure: failure.value)
     unloading.cancel()
     assert type(await unloading).__name__ == "CancelledError"
     assert not bench.clock.getDelayedCalls()
+
+
+async def test_what_it_unloads_is_said_and_the_list_is_read_at_the_end(bench: Bench) -> None:
+    """Each model that was told, when it was; and nobody hears of the end before the empty list was read."""
+    await bench.client.pin("alpha")
+    inventory = Inventory(bench.clock, bench.client, 30.0)
+    await inventory.refresh()
+    heard: list[str] = []
+    results: list[bool] = []
+    unloading = Unloader(bench.clock, bench.client, inventory, LIMIT, heard.append)
+    Deferred.fromCoroutine(unloading.unload()).addCallback(results.append)
+    assert heard == ["alpha:latest"]
+    bench.fake.hold("/api/tags")
+    pass_seconds(bench, 1.0)
+    assert (results, len(inventory.loaded)) == ([], 1)
+    bench.fake.release()
+    bench.stub.flush()
+    assert (results, inventory.loaded) == ([True], [])
+
+
+async def test_what_was_not_told_is_not_said(bench: Bench) -> None:
+    """A model that the target will not unload is there still."""
+    await bench.client.pin("alpha")
+    bench.fake.fail("/api/generate", 404, "model 'alpha' not found", times=None)
+    heard: list[str] = []
+    unloading = unloader(bench, limit=1.0)
+    unloading.on_told = heard.append
+    results: list[bool] = []
+    Deferred.fromCoroutine(unloading.unload()).addCallback(results.append)
+    pass_seconds(bench, 1.5)
+    assert (results, heard) == ([False], [])

@@ -34,7 +34,7 @@ class Bench:
 
     def end(self) -> None:
         """It stops."""
-        assert Deferred.fromCoroutine(self.watch.stop()).called
+        assert Deferred.fromCoroutine(self.watch.stop(1.0)).called
 
     def report(self) -> dict[str, object]:
         if not self.reasons:

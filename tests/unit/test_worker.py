@@ -11,6 +11,7 @@ from worker_bench import Bench
 
 from foreman.errors import ForemanError
 from foreman.scheduler.keys import Wanted
+from foreman.scheduler.policy import Lane
 from foreman.testing.scripted import Canned
 
 Make = Callable[..., Bench]
@@ -500,6 +501,124 @@ def test_a_model_that_may_still_be_pulled(make: Make) -> None:
     assert (bench.status(job_id), bench.job(job_id).attempt) == ("succeeded", 1)
 
 
+def delete(bench: Bench, name: str) -> None:
+    """Somebody deletes a model at the target."""
+    bench.missing.add(name)
+    bench.fake.models = [model for model in bench.fake.models if model.name != f"{name}:latest"]
+
+
+def pull(bench: Bench, name: str) -> None:
+    """Somebody pulls a model, and the list of models is read."""
+    bench.missing.discard(name)
+    bench.fake.models.append(type(bench.fake.models[0]).make(f"{name}:latest"))
+    bench.worker.look()
+
+
+def states(bench: Bench, *job_ids: str) -> list[tuple[str, int]]:
+    found = [bench.job(job_id) for job_id in job_ids]
+    return [(job.status.value, job.attempt) for job in found]
+
+
+def test_a_model_that_is_missing_before_the_models_are_known(make: Make) -> None:
+    """As after a restart: who has no time to wait fails, who has waits for a list that has the model."""
+    bench = make()
+    bench.models.known = False
+    there = bench.submit(start_deadline=bench.clock.seconds() + 600)
+    waits = bench.submit("gamma", start_deadline=bench.clock.seconds() + 600)
+    plain = bench.submit("delta")
+    bench.pass_seconds(30)
+    assert states(bench, there, waits, plain) == [("succeeded", 1), ("queued", 0), ("failed", 1)]
+    assert bench.job(waits).started_at is None
+    assert len(bench.fake.requests) == 3
+    bench.models.known = True
+    bench.missing.add("gamma")
+    bench.worker.look()
+    bench.pass_seconds(30)
+    assert len(bench.fake.requests) == 3
+    pull(bench, "gamma")
+    assert states(bench, waits) == [("succeeded", 1)]
+
+
+def test_a_model_that_went_since_its_list_was_read(make: Make) -> None:
+    """The target's 404 has it read anew. The job waits until its deadline; it does not fail before."""
+    bench = make()
+    delete(bench, "alpha")
+    bench.models.unseen.add("alpha")
+    job_id = bench.submit(start_deadline=bench.clock.seconds() + 600)
+    bench.pass_seconds(300)
+    assert states(bench, job_id) == [("queued", 0)]
+    assert (len(bench.fake.requests), bench.models.looks) == (1, 1)
+    bench.pass_seconds(301)
+    assert states(bench, job_id) == [("expired", 0)]
+
+
+@pytest.mark.parametrize("model", ["alpha", "gpt-oss:120b-cloud"])
+def test_a_404_that_no_list_explains(make: Make, model: str) -> None:
+    """The model is there, or in the cloud, so waiting is no help: the job fails at once, time or not."""
+    bench = make()
+    bench.missing.add("gpt-oss:120b-cloud")
+    bench.fake.fail("/api/chat", 404, "page not found", times=None)
+    job_id = bench.submit(model, start_deadline=bench.clock.seconds() + 600)
+    assert states(bench, job_id) == [("failed", 1)]
+    assert bench.job(job_id).error.target_status == 404
+
+
+@pytest.mark.parametrize("model", ["alpha", "embed"])
+@pytest.mark.parametrize("patient_first", [True, False])
+def test_a_job_that_may_wait_does_not_hold_the_others_for_ever(
+    make: Make, model: str, patient_first: bool
+) -> None:
+    """Its line is withheld until its deadline at most. Then who has no time to wait fails with the 404."""
+    bench = make()
+    bench.turn.pause(Lane.DURABLE, lambda: ForemanError("paused"))
+    body = {"input": "a"} if model == "embed" else None
+    by_deadline = {}
+    for within in (60.0, None) if patient_first else (None, 60.0):
+        deadline = within and bench.clock.seconds() + within
+        by_deadline[within] = bench.submit(model, body, start_deadline=deadline)
+        bench.pass_seconds(0.5)
+    delete(bench, model)
+    bench.turn.resume(Lane.DURABLE)
+    bench.worker.look()
+    bench.pass_seconds(50)
+    patient, plain = by_deadline[60.0], by_deadline[None]
+    if not patient_first or model == "embed":  # two embeddings run at once
+        assert states(bench, plain) == [("failed", 1)]
+    assert states(bench, patient) == [("queued", 0)]
+    bench.pass_seconds(11)
+    assert states(bench, patient, plain) == [("expired", 0), ("failed", 1)]
+    assert bench.job(plain).error.target_status == 404
+
+
+def test_the_next_one_with_time_to_wait_withholds_the_line_again(make: Make) -> None:
+    """Each job is judged by itself; what comes while the line is withheld runs when the model is there."""
+    bench = make()
+    delete(bench, "alpha")
+    now = bench.clock.seconds()
+    first = bench.submit(start_deadline=now + 60)
+    second = bench.submit(start_deadline=now + 120)
+    bench.pass_seconds(61)
+    plain = bench.submit()
+    bench.pass_seconds(30)
+    assert states(bench, first, second, plain) == [("expired", 0), ("queued", 0), ("queued", 0)]
+    pull(bench, "alpha")
+    assert states(bench, second, plain) == [("succeeded", 1), ("succeeded", 1)]
+
+
+def test_a_job_that_has_started_waits_for_its_model_until_its_deadline(make: Make) -> None:
+    """It does not expire, since it has started; it is judged as one that has no time to wait."""
+    bench = make()
+    bench.fake.fail("/api/chat", 500, "boom", times=1)
+    job_id = bench.submit(start_deadline=bench.clock.seconds() + 60)
+    bench.pass_seconds(1)
+    delete(bench, "alpha")
+    bench.pass_seconds(55)
+    assert states(bench, job_id) == [("queued", 1)]
+    bench.pass_seconds(5)
+    assert states(bench, job_id) == [("failed", 2)]
+    assert [error.target_status for error in bench.job(job_id).errors] == [500, 404]
+
+
 def test_a_graceful_stop_lets_what_runs_end_and_puts_back_the_rest(make: Make) -> None:
     """What ends within the grace is written; what does not is queued again, and burns no attempt."""
     bench = make(token_interval=1.0)
@@ -509,6 +628,23 @@ def test_a_graceful_stop_lets_what_runs_end_and_puts_back_the_rest(make: Make) -
     bench.pass_seconds(5)
     assert stopped.called
     assert (bench.status(job_id), bench.status(waiting)) == ("succeeded", "queued")
+
+
+def test_a_model_that_is_missing_at_the_stop(make: Make) -> None:
+    """The job is put back for the next life, and no timer of this one is left."""
+    bench = make()
+    delete(bench, "alpha")
+    bench.models.unseen.add("alpha")
+    bench.models.reads = Deferred()
+    job_id = bench.submit(start_deadline=bench.clock.seconds() + 600)
+    bench.pass_seconds(1)
+    stopped = bench.begin(lambda: bench.worker.stop(8.0, 1.0))
+    assert (stopped.called, bench.status(job_id)) == (False, "running")
+    bench.models.reads.callback(None)
+    bench.pass_seconds(1)
+    assert stopped.called
+    assert states(bench, job_id) == [("queued", 0)]
+    assert len(bench.clock.getDelayedCalls()) == 2  # of the upkeep: when to expire the job, and to prune
 
 
 def test_the_grace_ends(make: Make) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from test_hours import zone
+from twisted.internet.defer import Deferred
 from worker_bench import Bench
 
 from foreman.errors import LanePaused
 from foreman.hours import parse_hours
+from foreman.scheduler.keys import Wanted
 from foreman.scheduler.policy import Lane
 from foreman.scheduler.timetable import Timetable
 
@@ -193,3 +195,71 @@ def test_time_held_back_is_no_waiting(make: Make, paused: bool) -> None:
         set_hours(bench)(True)
     bench.pass_seconds(10)
     assert bench.status(job_id) == "succeeded"
+
+
+def test_who_waits_is_seen_while_the_worker_rests(make: Make) -> None:
+    """The target was busy: nothing of the batch is begun, its lines are shown, and its time counts."""
+    bench = make()
+    bench.fake.fail("/api/chat", 503, "busy", times=None)
+    came_at = bench.clock.seconds()
+    jobs = [bench.submit("alpha") for _ in range(3)] + [bench.submit("beta")]
+    bench.pass_seconds(4)
+    assert bench.worker.rests_until is not None
+    assert (bench.turn.waiting, bench.turn.holder, bench.worker.count) == (4, None, 4)
+    assert [(line.wanted, line.count) for line in bench.turn.lines()] == [
+        ((Wanted("alpha"),), 3),
+        ((Wanted("beta"),), 1),
+    ]
+    assert {round(line.overdue_since - came_at) for line in bench.turn.lines()} == {3600}
+    assert len(bench.turn.scene(also=(Lane.DURABLE,)).lines) == 2
+    assert bench.turn.scene().lines == []
+    assert bench.turn.free  # for who asks whether the target has something to do
+    asked = len(bench.fake.requests)
+    bench.submit("alpha")
+    assert len(bench.fake.requests) == asked
+    bench.fake.heal()
+    bench.pass_seconds(31)
+    assert {bench.status(job_id) for job_id in jobs} == {"succeeded"}
+
+
+@pytest.mark.parametrize("lane", list(Lane))
+@pytest.mark.parametrize("model", ["alpha", "beta"])
+def test_native_requests_pass_while_the_worker_rests(make: Make, lane: Lane, model: str) -> None:
+    """Those that were lowered into its lane, too, and wait in one of its lines: they do not need it."""
+    bench = make()
+    bench.fake.fail("/api/chat", 503, "busy", times=None)
+    job_id = bench.submit("alpha")
+    bench.pass_seconds(4)
+    done: Deferred[None] = Deferred()
+
+    async def native() -> None:
+        async with bench.turn.take("native", Wanted(model), -5, lane=lane):
+            await done
+
+    bench.begin(native)
+    assert bench.turn.holder == "native"
+    assert bench.worker.rests_until is not None
+    assert bench.turn.waiting == 1
+    bench.fake.heal()
+    bench.pass_seconds(31)
+    assert bench.status(job_id) == "queued"
+    done.callback(None)
+    bench.pass_seconds(1)
+    assert bench.status(job_id) == "succeeded"
+    assert bench.turn.free
+
+
+def test_a_visit_goes_on_after_a_rest(make: Make) -> None:
+    """A target that was busy for a moment does not begin the visit of its line anew."""
+    bench = make(token_interval=1.0)
+    for _ in range(3):
+        bench.submit("alpha")
+    bench.pass_seconds(1)
+    began = bench.turn.visits[Lane.DURABLE].since
+    bench.fake.fail("/api/chat", 503, "busy", times=1)
+    bench.pass_seconds(3.5)
+    assert (bench.turn.holder, bench.turn.visits[Lane.DURABLE].since) == (None, began)
+    bench.pass_seconds(2)
+    assert bench.turn.holder is not None
+    assert bench.turn.visits[Lane.DURABLE].since == began
+    bench.pass_seconds(20)

@@ -212,6 +212,30 @@ async def test_a_model_that_is_not_there(d: Durable, place: Place):
     assert asked_of(place.fake) == ["passes", "patient"]
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_restart_while_a_job_waits_for_its_model(tmp_path: Path, place: Place, away: bool):
+    """It is no failure that the models were not read yet, be the target there or come back later."""
+    async with rig(tmp_path, place.fake, place.number) as r:
+        job_id = await Durable(r).submit(saying("gamma", "patient"), start_within="1h")
+        await Durable(r).waits_for(job_id, "model_missing")
+    if away:
+        await place.vanish()
+    place.fake.hold("/api/tags")
+    async with rig(tmp_path, place.fake, place.number, known=False) as r:
+        d = Durable(r)
+        if away:
+            await until(lambda: not r.parts.reachability.up)
+            place.begin()
+        await until(lambda: place.fake.seen("/api/chat"), "it was tried")
+        await d.until(job_id, lambda job: job["status"] == "queued" and job["started_at"] is None)
+        place.fake.release()
+        await d.waits_for(job_id, "model_missing")
+        assert len(asked_of(place.fake)) == 1
+        assert (await r.ask("/api/pull", {"model": "gamma"})).status == 200
+        job = await d.end(job_id)
+    assert (job["status"], job["attempt"], job["errors"]) == ("succeeded", 1, [])
+
+
 async def test_a_restart_goes_on(tmp_path: Path, place: Place):
     """What waited waits, what ran runs again, counted as an interruption and not as an attempt."""
     fake = place.fake

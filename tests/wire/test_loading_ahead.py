@@ -14,7 +14,7 @@ from foreman.testing.ollama import FakeOllama
 
 LOAD_SECONDS = 0.3
 # Much more than a slow machine needs for what is to happen during a load that comes to its end.
-LONG_LOAD_SECONDS = 3.0
+LONG_LOAD_SECONDS = 2.0
 
 
 @pytest_twisted.async_yield_fixture
@@ -67,6 +67,22 @@ async def test_a_load_form_is_its_own_preload(r: Rig, fake: FakeOllama, path: st
     paths = [exchange.path for exchange in fake.requests if exchange.method == "POST"]
     assert [each for each in paths if each != "/api/show"] == [path]
     assert fake.loads == ["alpha:latest"]
+
+
+@pytest.mark.parametrize("lane", ["interactive", "durable"])
+async def test_a_caller_who_keeps_no_model_has_it_loaded_ahead_again(r: Rig, fake: FakeOllama, lane: str):
+    """With `keep_alive` 0 the target drops the model after the answer: foreman knows without asking."""
+    d, asked = Durable(r), chat("alpha", keep_alive=0)
+    fake.hold("/api/ps")
+    for _ in range(2):
+        if lane == "durable":
+            job = await d.end(await d.submit(asked))
+            assert job["metrics"]["load_seconds"] >= LOAD_SECONDS - 0.01
+        else:
+            assert (await r.ask("/api/chat", asked)).status == 200
+            assert r.turns[-1].load_seconds >= LOAD_SECONDS - 0.01
+    assert loads(fake) == [{"model": "alpha"}] * 2
+    assert fake.loads == ["alpha:latest"] * 2
 
 
 async def test_who_leaves_alone_during_a_load_throws_it_away(r: Rig, fake: FakeOllama):
@@ -144,7 +160,7 @@ async def test_the_seconds_of_a_load_are_the_swaps(r: Rig, fake: FakeOllama):
     jobs = [await d.end(await d.submit()) for _ in range(2)]
     swap, warm = (job["metrics"] for job in jobs)
     assert len(seconds) == 1
-    assert swap["load_seconds"] == pytest.approx(seconds[0], abs=0.05)
+    assert swap["load_seconds"] == pytest.approx(seconds[0], abs=0.25)
     assert swap["load_seconds"] >= LOAD_SECONDS - 0.01
     assert swap["run_seconds"] < LOAD_SECONDS
     assert warm["load_seconds"] == pytest.approx(0.039, abs=0.001)  # the target's own figure
@@ -155,8 +171,9 @@ async def test_time_limits_begin_after_the_load(
     tmp_path: Path, fake: FakeOllama, target_port: int, job: bool
 ):
     """A run may be as long as its limit, however long its load was."""
+    fake.gpu.load_seconds = 1.2
     fake.token_interval = 0.02
-    async with rig(tmp_path, fake, target_port, run_timeout="250ms") as r:
+    async with rig(tmp_path, fake, target_port, run_timeout="1s") as r:
         d = Durable(r)
         if job:
             assert (await d.end(await d.submit()))["status"] == "succeeded"

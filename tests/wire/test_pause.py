@@ -181,7 +181,7 @@ async def test_now_puts_back_durable_jobs_and_cuts_no_stream(d: Durable, place: 
     fake = place.fake
     fake.hold("/api/chat")
     job_id = await d.submit()
-    await d.running(job_id)
+    await until(lambda: fake._gates, "the request of the job is at the target")
     await pause(d.r, now=True)
     await until(lambda: fake.aborted, "the request of the job is closed")
     job = await d.until(job_id, lambda job: job["status"] == "queued")

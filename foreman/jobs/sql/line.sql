@@ -1,8 +1,27 @@
 -- name: lines
 SELECT takes_turn, model, option_key FROM line WHERE waiting > 0;
 
+-- name: lines_drop
+DELETE FROM line;
+
+-- name: lines_count
+INSERT INTO line
+SELECT takes_turn, model, option_key, count(*) FROM job INDEXED BY job_age
+WHERE status = 'queued' AND not_before IS NULL
+GROUP BY takes_turn, model, option_key;
+
 -- name: waiting
 SELECT jobs FROM waiting;
+
+-- name: waiting_count
+-- In the place of the one row, whether it is there or not; the lines were just counted.
+REPLACE INTO waiting (rowid, jobs) SELECT 1, (
+    SELECT coalesce(sum(waiting), 0) FROM line
+) + (
+    SELECT count(*) FROM job INDEXED BY job_not_before WHERE status = 'queued' AND not_before IS NOT NULL
+) + (
+    SELECT count(*) FROM job INDEXED BY job_run_at WHERE status = 'scheduled'
+);
 
 -- name: line_count
 SELECT waiting FROM line
