@@ -22,6 +22,8 @@ from foreman.worker.worker import Worker
 
 RUNS = 1000
 WARM_RUNS = 50
+# More than any of the databases holds: each job that ran is followed by a new one.
+_QUEUE_LIMIT = 10_000_000
 MODELS = tuple(f"bench{number}" for number in range(20))
 """Each of them is a line."""
 
@@ -120,7 +122,9 @@ async def _measure(reactor: Any, paths: Sequence[str], folder: str, costs: list[
     queues: list[DeferredQueue[None]] = [DeferredQueue() for _ in paths]
     benches = []
     for path, own, other in zip(paths, queues, [*queues[1:], queues[0]], strict=True):
-        store = SqliteStore(path, open_pools(path, reactor), time.time, compose_plainly)
+        store = SqliteStore(
+            path, open_pools(path, reactor), time.time, compose_plainly, queue_limit=_QUEUE_LIMIT
+        )
         nothing = _Nothing()
         registry = KeyRegistry(nothing)
         turn = _TimedTurn(reactor, registry, Limits(), 60.0, 60.0)
